@@ -1,0 +1,197 @@
+"""What every measurement operator offers: A, its adjoint, a Gram solve, and a form that the plan can compile."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rmp_fast._checks import check_tensor, shape_text
+from rmp_fast.operators.conjugate_gradients import Solution, conjugate_gradients
+from rmp_fast.operators.forms import Form, Iterative
+from rmp_fast.operators.items import per_item
+
+__all__ = ["Memo", "Operator", "Shape", "check_image_shape", "owned"]
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Operator(abc.ABC):
+    """A measurement y = A(x) + n, n ~ N(0, noise_std^2 I), on batches whose first axis is the item.
+
+    A new linear operator states its two shapes, ``_apply`` and ``_transpose``; conjugate gradients then do the Gram
+    solve. One with a closed form also states ``_solve`` and ``form``. Items never influence each other.
+
+    Images lie on [-1, 1] and ``noise_std`` is a standard deviation in the same range, but nothing here depends on it.
+    Tensors are float32 or float64 on any device; none is ever modified.
+    """
+
+    name: ClassVar[str]
+    linear: ClassVar[bool] = True
+    iterations: int = 50
+
+    @abc.abstractmethod
+    def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """Shape of y for images (B, ...), or ValueError where the operator cannot take that shape."""
+
+    @abc.abstractmethod
+    def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """Shape of the images behind a measurement (B, ...); the usual one where several fit."""
+
+    @abc.abstractmethod
+    def _apply(self, x: Tensor) -> Tensor:
+        """A x, differentiable by autograd; ``x`` has been checked."""
+
+    @abc.abstractmethod
+    def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
+        """A^T y, differentiable by autograd; ``y`` and ``image_shape`` have been checked."""
+
+    def A(self, x: Tensor) -> Tensor:
+        """Noiseless measurement of a batch of images.
+
+        Args:
+            x: images (B, ...), float32 or float64; differentiable by autograd.
+
+        Returns:
+            y of shape ``measurement_shape(x.shape)``, on the device and of the dtype of ``x``.
+
+        Raises:
+            TypeError: ``x`` is not a float32 or float64 tensor.
+            ValueError: the operator cannot take that shape.
+        """
+        _check_dtype("x", x)
+        self.measurement_shape(x.shape)
+        return self._apply(x)
+
+    def adjoint(self, y: Tensor, image_shape: Sequence[int] | None = None) -> Tensor:
+        """A^T y: <A x, y> = <x, A^T y> per item.
+
+        Args:
+            y: measurements (B, ...).
+            image_shape: shape (B, ...) of the images; needed only where several sizes give the shape of ``y``.
+
+        Raises:
+            TypeError: ``y`` is not a float32 or float64 tensor.
+            ValueError: ``y`` is no measurement of images of that shape.
+        """
+        return self._transpose(y, self._check_measurement("y", y, image_shape))
+
+    def gram_solve(
+        self, r: Tensor, r2: float | Tensor, noise_std: float | Tensor, image_shape: Sequence[int] | None = None
+    ) -> Tensor:
+        """(r2 A A^T + noise_std^2 I)^-1 r.
+
+        With ``noise_std`` = 0 where A A^T is singular this is the pseudo-inverse: directions that A never produces are
+        dropped, so the solution is zero there.
+
+        Args:
+            r: residuals (B, ...), shaped like measurements.
+            r2: variance of the image given its denoised version, >= 0; a number or (B,).
+            noise_std: standard deviation of the measurement noise, >= 0; a number or (B,).
+            image_shape: as in :meth:`adjoint`.
+
+        Raises:
+            TypeError: ``r`` is not a float32 or float64 tensor.
+            ValueError: a negative number, or a shape that does not fit.
+        """
+        shape = self._check_measurement("r", r, image_shape)
+        gain = per_item("r2", r2, r)
+        return self._solve(r, gain.to(r.dtype), per_item("noise_std", noise_std, r).square().to(r.dtype), shape)
+
+    def iterative_solve(
+        self,
+        r: Tensor,
+        r2: float | Tensor,
+        noise_std: float | Tensor,
+        image_shape: Sequence[int] | None = None,
+        iterations: int | None = None,
+    ) -> Solution:
+        """The Gram solve by preconditioned conjugate gradients, with the relative residual of every item (B,).
+
+        Runs a fixed number of iterations (``self.iterations`` unless given) and never synchronises with the host.
+        """
+        shape = self._check_measurement("r", r, image_shape)
+        gain = per_item("r2", r2, r).to(r.dtype)
+        variance = per_item("noise_std", noise_std, r).square().to(r.dtype)
+        return self._iterate(r, gain, variance, shape, self.iterations if iterations is None else iterations)
+
+    def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
+        """How a plan conditions denoised images of that shape on y; see :mod:`rmp_fast.operators.forms`."""
+        self.measurement_shape(image_shape)
+        return Iterative(self, self.iterations)
+
+    def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
+        """The Gram solve; ``r2`` and ``variance`` = noise_std^2 broadcast against ``r``."""
+        return self._iterate(r, r2, variance, image_shape, self.iterations).solution
+
+    def _iterate(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape, iterations: int) -> Solution:
+        def gram(v: Tensor) -> Tensor:
+            return r2 * self._apply(self._transpose(v, image_shape)) + variance * v
+
+        return conjugate_gradients(gram, r, iterations, self._preconditioner(r, r2, variance, image_shape))
+
+    def _preconditioner(
+        self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape
+    ) -> Callable[[Tensor], Tensor] | None:
+        """A cheap symmetric positive approximation of the Gram inverse, or None."""
+        return None
+
+    def _check_measurement(self, name: str, value: Tensor, image_shape: Sequence[int] | None) -> Shape:
+        _check_dtype(name, value)
+        if image_shape is None:
+            return self.image_shape(value.shape)
+        shape = tuple(image_shape)
+        expected = self.measurement_shape(shape)
+        if tuple(value.shape) != expected:
+            raise ValueError(
+                f"`{name}` must have shape {shape_text(expected)} for images {shape_text(shape)}, "
+                f"got {shape_text(value.shape)}"
+            )
+        return shape
+
+
+class Memo(Generic[T]):
+    """The last few values of a function of sizes, device and dtype: spectra and factors of an operator.
+
+    Values are built outside inference mode, because a tensor born inside it could never serve autograd later.
+    """
+
+    def __init__(self, capacity: int = 8) -> None:
+        self._capacity = capacity
+        self._values: dict[Hashable, T] = {}
+
+    def get(self, key: Hashable, build: Callable[[], T]) -> T:
+        value = self._values.get(key)
+        if value is None:
+            with torch.inference_mode(False), torch.no_grad():
+                value = build()
+            # Another thread may evict meanwhile, hence the copies and the defaults.
+            for old in list(self._values)[: max(0, len(self._values) + 1 - self._capacity)]:
+                self._values.pop(old, None)
+            self._values[key] = value
+        return value
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A copy that the caller cannot change later and that autograd does not follow."""
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
+
+
+def check_image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """``shape`` as (B, C, H, W), or ValueError where it is none or has empty items."""
+    if len(shape) != 4 or math.prod(shape[1:]) == 0:
+        raise ValueError(f"`{name}` must have shape (B, C, H, W) with C, H, W >= 1, got {shape_text(shape)}")
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def _check_dtype(name: str, value: Tensor) -> None:
+    if check_tensor(name, value).dtype not in _DTYPES:
+        raise TypeError(f"`{name}` must be float32 or float64, got {value.dtype}; convert it with .float()")
