@@ -10,10 +10,10 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from rmp_fast._checks import check_tensor, shape_text
-from rmp_fast.operators.conjugate_gradients import Solution, conjugate_gradients
-from rmp_fast.operators.forms import Form, Iterative
-from rmp_fast.operators.items import per_item
+from .._checks import check_tensor, shape_text
+from .conjugate_gradients import Solution, conjugate_gradients
+from .forms import Form, Iterative
+from .items import per_item
 
 __all__ = ["Memo", "Operator", "Shape", "check_image_shape", "owned"]
 

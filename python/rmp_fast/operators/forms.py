@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from rmp_fast.operators.items import per_item, pseudo_reciprocal
+from ..ops import block_counts, block_repeat
+from .items import per_item, pseudo_reciprocal
 
 if TYPE_CHECKING:
-    from rmp_fast.operators.base import Operator
+    from .base import Operator
 
-__all__ = ["Blocks", "Form", "Iterative", "Pointwise", "Spectral", "block_sizes", "condition"]
+__all__ = ["Blocks", "Form", "Iterative", "Pointwise", "Spectral", "condition"]
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ def condition(form: Form, op: Operator, d: Tensor, y: Tensor, r2: float | Tensor
         step = (y - d) * (gain * pseudo_reciprocal(gain + variance)).to(d.dtype)
         return d + (step if form.mask is None else torch.where(form.mask.bool(), step, 0))
     if isinstance(form, Blocks):
-        height, width = d.shape[-2:]
-        pixels = block_sizes(height, width, form.factor, d)
+        pixels = block_counts(d.shape[-2:], form.factor, d.device)
         step = (y - op.A(d)) * (gain * pseudo_reciprocal(gain + variance * pixels)).to(d.dtype)
-        return d + op.adjoint(step * pixels, tuple(d.shape))
+        return d + block_repeat(step, form.factor, d.shape[-2:])
     if isinstance(form, Spectral):
         c = form.analysis(d)
         shape = (-1, *[1] * (c.ndim - 1))
@@ -107,13 +107,3 @@ def condition(form: Form, op: Operator, d: Tensor, y: Tensor, r2: float | Tensor
         return form.synthesis(c + delta) if form.complete else d + form.synthesis(delta)
     solved = op.iterative_solve(y - op.A(d), r2, noise_std, tuple(d.shape), form.iterations).solution
     return d + gain.to(d.dtype) * op.adjoint(solved, tuple(d.shape))
-
-
-def block_sizes(height: int, width: int, factor: int, like: Tensor) -> Tensor:
-    """Pixels per block (ceil(H / factor), ceil(W / factor)), in the dtype and on the device of ``like``."""
-
-    def lengths(n: int) -> Tensor:
-        starts = torch.arange(0, n, factor, dtype=like.dtype, device=like.device)
-        return (n - starts).clamp(max=factor)
-
-    return lengths(height)[:, None] * lengths(width)

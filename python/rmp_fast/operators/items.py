@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rmp_fast._checks import check_positive, shape_text
+from .._checks import check_positive, shape_text
 
 __all__ = ["per_item", "pseudo_reciprocal"]
 

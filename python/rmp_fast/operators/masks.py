@@ -1,0 +1,173 @@
+"""Operators that observe pixels as they are: denoising and inpainting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .._checks import shape_text
+from .base import Memo, Operator, Shape, owned
+from .forms import Pointwise
+from .items import pseudo_reciprocal
+
+__all__ = ["Denoising", "Inpainting", "box_mask", "random_mask"]
+
+
+class Denoising(Operator):
+    """y = x + n, on batches of any shape (B, ...)."""
+
+    name = "denoising"
+
+    def __repr__(self) -> str:
+        return "Denoising()"
+
+    def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        if len(image_shape) < 2:
+            raise ValueError(f"`image_shape` must be (B, ...) with at least two axes, got {shape_text(image_shape)}")
+        return tuple(image_shape)
+
+    def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        return self.measurement_shape(measurement_shape)
+
+    def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
+        self.measurement_shape(image_shape)
+        return Pointwise(None)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return y.clone()
+
+    def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
+        return r * pseudo_reciprocal(r2 + variance)
+
+
+class Inpainting(Operator):
+    """y = m x + n: pixels where the mask m is 1 are observed; elsewhere y is 0.
+
+    Args:
+        mask: bool, or numbers that are 0 or 1, True or 1 where observed. For images (B, C, H, W): (H, W) or
+            (C or 1, H, W) shared by all items, or (B or 1, C or 1, H, W) per item. For signals (B, N): (N,) or
+            (B or 1, N).
+
+    The measurement has the shape of the image. The Gram matrix is the mask itself: (r2 m + noise_std^2)^-1 per pixel.
+
+    Raises:
+        TypeError: the mask is no tensor, or complex.
+        ValueError: it holds something else than 0 and 1, has no or more than four axes, or, when used, does not fit the
+            images.
+    """
+
+    name = "inpainting"
+
+    def __init__(self, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(
+                f"`mask` must be a torch.Tensor, got {type(mask).__name__}; convert it with torch.as_tensor"
+            )
+        if mask.is_complex():
+            raise TypeError(f"`mask` must be bool or hold 0 and 1, got {mask.dtype}")
+        if not 1 <= mask.ndim <= 4:
+            raise ValueError(
+                "`mask` must have shape (H, W), (C, H, W), (B, C, H, W) or, for signals, (N,) or (B, N), "
+                f"got {shape_text(mask.shape)}"
+            )
+        other = mask[(mask != 0) & (mask != 1)]
+        if other.numel():
+            raise ValueError(f"`mask` must hold 0 and 1 only, got {other[0].item():g}; threshold it, e.g. mask > 0.5")
+        self.mask = owned(mask.bool())
+        self._expanded: Memo[Tensor] = Memo()
+
+    def __repr__(self) -> str:
+        return f"Inpainting(mask={shape_text(self.mask.shape)})"
+
+    def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        shape, mask = tuple(image_shape), tuple(self.mask.shape)
+        if len(shape) not in (2, 4) or math.prod(shape[1:]) == 0:
+            raise ValueError(
+                f"`image_shape` must be (B, C, H, W) or (B, N) without empty items, got {shape_text(shape)}"
+            )
+        exact = 2 if len(shape) == 4 else 1
+        free = shape[-len(mask) : -exact] if len(mask) > exact else ()
+        fits = (
+            exact <= len(mask) <= len(shape)
+            and mask[-exact:] == shape[-exact:]
+            and all(m in (1, n) for m, n in zip(mask[:-exact], free, strict=True))
+        )
+        if not fits:
+            legal = "(H, W), (C or 1, H, W) or (B or 1, C or 1, H, W)" if exact == 2 else "(N,) or (B or 1, N)"
+            raise ValueError(f"`mask` must have shape {legal} for images {shape_text(shape)}, got {shape_text(mask)}")
+        return shape
+
+    def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        return self.measurement_shape(measurement_shape)
+
+    def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
+        self.measurement_shape(image_shape)
+        return Pointwise(self._mask_for(tuple(image_shape), device))
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return ops.mask(x, self._mask_for(tuple(x.shape), x.device))
+
+    def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return ops.mask(y, self._mask_for(image_shape, y.device))
+
+    def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
+        return r * pseudo_reciprocal(r2 * self._mask_for(image_shape, r.device) + variance)
+
+    def _mask_for(self, image_shape: Shape, device: torch.device) -> Tensor:
+        """uint8 (1 or B, *item), contiguous."""
+        item = image_shape[1:]
+
+        def build() -> Tensor:
+            missing = len(image_shape) - self.mask.ndim
+            mask = self.mask.reshape(*[1] * missing, *self.mask.shape)
+            return mask.expand(mask.shape[0], *item).to(device=device, dtype=torch.uint8).contiguous()
+
+        return self._expanded.get((item, device), build)
+
+
+def random_mask(shape: Sequence[int], missing: float, seed: int = 0) -> Tensor:
+    """A bool mask that hides a fraction of the pixels, drawn without replacement, the same for the same seed.
+
+    Args:
+        shape: (H, W), or with leading axes, over each of which another pattern is drawn; (N,) for a signal.
+        missing: hidden fraction in [0, 1]; round(missing * H * W) pixels are hidden.
+        seed: of the generator; lies on the CPU, so that every device sees the same mask.
+    """
+    if not 0 <= missing <= 1:
+        raise ValueError(f"`missing` must be a fraction in [0, 1], got {missing!r}")
+    pixels = math.prod(shape[-2:])
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(math.prod(shape[:-2]), pixels, dtype=torch.bool)
+    hidden = round(missing * pixels)
+    for pattern in mask:
+        pattern[torch.randperm(pixels, generator=generator)[:hidden]] = False
+    return mask.reshape(tuple(shape))
+
+
+def box_mask(shape: tuple[int, int], size: int | tuple[int, int], position: tuple[int, int] | None = None) -> Tensor:
+    """A bool mask (H, W) that hides one box.
+
+    Args:
+        shape: (H, W).
+        size: height and width of the hidden box, in pixels.
+        position: (top, left) of the box; centred unless given.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (0 <= height <= shape[0] and 0 <= width <= shape[1]):
+        raise ValueError(f"`size` must fit into the image {shape_text(shape)}, got {shape_text((height, width))}")
+    top, left = position if position is not None else ((shape[0] - height) // 2, (shape[1] - width) // 2)
+    if not (0 <= top <= shape[0] - height and 0 <= left <= shape[1] - width):
+        raise ValueError(
+            f"`position` must keep the box {shape_text((height, width))} inside the image {shape_text(shape)}, "
+            f"got {shape_text((top, left))}"
+        )
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[top : top + height, left : left + width] = False
+    return mask
