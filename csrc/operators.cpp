@@ -1,0 +1,181 @@
+#include "csrc/operators.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "csrc/dispatch.h"
+#include "csrc/tensor_view.h"
+
+namespace py = pybind11;
+
+namespace rmp {
+namespace {
+
+std::unique_ptr<float[]> scratch_for(int threads, std::int64_t each) {
+  return std::unique_ptr<float[]>(new float[static_cast<std::size_t>(threads * each)]);
+}
+
+template <class Params>
+void launch(void (*launcher)(const Params&), const Params& params) {
+  const py::gil_scoped_release release;
+  launcher(params);
+}
+
+void check_axes(const TensorView& view, std::size_t least, const char* axes) {
+  if (view.shape().size() >= least) return;
+  throw py::value_error("`" + std::string(view.name()) + "` must have shape " + axes + ", got " +
+                        shape_text(view.shape()));
+}
+
+TensorView float_view(const py::object& tensor, const char* name) {
+  TensorView view(tensor, name);
+  view.with_dtype(DType::float32);
+  return view;
+}
+
+// Arguments of both directions; `image` is (..., H, W), `averages` (..., ceil(H / f), ceil(W / f)).
+BlockAverageParams block_params(const TensorView& image, TensorView& averages, std::int64_t factor) {
+  check_axes(image, 2, "(..., H, W)");
+  if (factor < 1) throw py::value_error("`factor` must be at least 1, got " + std::to_string(factor));
+  Shape expected = image.shape();
+  const std::size_t rank = expected.size();
+  const std::int64_t height = expected[rank - 2], width = expected[rank - 1];
+  expected[rank - 2] = ceil_div(height, factor);
+  expected[rank - 1] = ceil_div(width, factor);
+  averages.with_shape(expected, "(..., ceil(H / factor), ceil(W / factor))");
+  BlockAverageParams params{};
+  params.blocks.planes = image.numel() ? image.numel() / (height * width) : 0;
+  params.blocks.height = height;
+  params.blocks.width = width;
+  params.blocks.factor_rows = std::min(factor, height);
+  params.blocks.factor_columns = std::min(factor, width);
+  params.threads = thread_count();
+  return params;
+}
+
+}  // namespace
+
+void mask(const py::object& x, const py::object& mask, const py::object& out, const PathName& path) {
+  const Launchers& run = launchers(path);
+  const TensorView source = float_view(x, "x");
+  check_axes(source, 1, "(B, ...)");
+  TensorView kept(mask, "mask"), target = float_view(out, "out");
+  kept.with_dtype(DType::uint8, DType::boolean);
+  target.with_shape(source.shape(), "(B, ...)");
+  const std::int64_t items = source.shape()[0], size = source.item_size();
+  const std::int64_t masks = kept.shape().empty() ? 0 : kept.shape()[0];
+  if ((masks != 1 && masks != items) || kept.item_size() != size) {
+    throw py::value_error("`mask` must have shape (1 or B, ...) = (1 or " + std::to_string(items) + ", ...) with " +
+                          std::to_string(size) + " elements per item, got " + shape_text(kept.shape()));
+  }
+  launch(run.mask, MaskParams{items, size, source.data<float>(), kept.data<std::uint8_t>(), masks == 1 ? 0 : size,
+                              target.data<float>(), thread_count()});
+}
+
+void block_average(const py::object& x, std::int64_t factor, const py::object& out, const PathName& path) {
+  const Launchers& run = launchers(path);
+  const TensorView image = float_view(x, "x");
+  TensorView averages = float_view(out, "out");
+  BlockAverageParams params = block_params(image, averages, factor);
+  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
+  params.x = image.data<float>();
+  params.out = averages.data<float>();
+  params.scratch = scratch.get();
+  if (image.numel()) launch(run.block_average, params);
+}
+
+void block_average_adjoint(const py::object& y, std::int64_t factor, const py::object& out, const PathName& path) {
+  const Launchers& run = launchers(path);
+  const TensorView image = float_view(out, "out");
+  TensorView averages = float_view(y, "y");
+  BlockAverageParams params = block_params(image, averages, factor);
+  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
+  params.x = averages.data<float>();
+  params.out = image.data<float>();
+  params.scratch = scratch.get();
+  if (image.numel()) launch(run.block_average_adjoint, params);
+}
+
+void separable_blur(const py::object& x, const py::object& taps_v, const py::object& taps_h,
+                    const std::string& boundary, bool adjoint, const py::object& out, const PathName& path) {
+  const Launchers& run = launchers(path);
+  const TensorView source = float_view(x, "x"), vertical = float_view(taps_v, "taps_v"),
+                   horizontal = float_view(taps_h, "taps_h");
+  TensorView target = float_view(out, "out");
+  check_axes(source, 2, "(..., H, W)");
+  target.with_shape(source.shape(), "(..., H, W)");
+  for (const TensorView* taps : {&vertical, &horizontal}) {
+    if (taps->shape().size() != 1 || taps->numel() % 2 == 0) {
+      throw py::value_error("`" + std::string(taps->name()) + "` must have shape (K,) with odd K, got " +
+                            shape_text(taps->shape()));
+    }
+  }
+  BlurParams params{};
+  params.height = source.shape().end()[-2];
+  params.width = source.shape().end()[-1];
+  params.planes = source.numel() ? source.numel() / (params.height * params.width) : 0;
+  params.taps_vertical = vertical.data<float>();
+  params.taps_horizontal = horizontal.data<float>();
+  params.radius_vertical = vertical.numel() / 2;
+  params.radius_horizontal = horizontal.numel() / 2;
+  if (boundary == "circular") {
+    params.boundary = Boundary::circular;
+  } else if (boundary == "reflect") {
+    params.boundary = Boundary::reflect;
+  } else if (boundary == "replicate") {
+    params.boundary = Boundary::replicate;
+  } else {
+    throw py::value_error("`boundary` must be one of 'circular', 'reflect', 'replicate', got '" + boundary + "'");
+  }
+  params.adjoint = adjoint;
+  params.x = source.data<float>();
+  params.out = target.data<float>();
+  params.threads = thread_count();
+  const auto scratch = scratch_for(params.threads, params.scratch_size());
+  params.scratch = scratch.get();
+  if (source.numel()) launch(run.separable_blur, params);
+}
+
+void spectral(const py::object& c, const py::object& energy, const py::object& data, const py::object& noise_ratio,
+              const py::object& out, bool update, const PathName& path) {
+  const Launchers& run = launchers(path);
+  TensorView coefficients(c, "c");
+  coefficients.with_dtype(DType::float32, DType::complex64);
+  check_axes(coefficients, 1, "(B, ...)");
+  const std::int64_t items = coefficients.shape()[0], size = coefficients.item_size();
+  TensorView measured(data, "data"), target(out, "out");
+  measured.with_dtype(coefficients.dtype()).with_shape(coefficients.shape(), "(B, ...)");
+  target.with_dtype(coefficients.dtype()).with_shape(coefficients.shape(), "(B, ...)");
+  const TensorView squares = float_view(energy, "energy");
+  const std::int64_t energies = squares.shape().empty() ? 0 : squares.shape()[0];
+  if ((energies != 1 && energies != items) || squares.item_size() != size) {
+    throw py::value_error("`energy` must have shape (1 or B, ...) = (1 or " + std::to_string(items) + ", ...) with " +
+                          std::to_string(size) + " elements per item, got " + shape_text(squares.shape()));
+  }
+  TensorView ratio = float_view(noise_ratio, "noise_ratio");
+  ratio.with_shape({items}, "(B,)");
+  launch(run.spectral,
+         SpectralParams{items, size, coefficients.dtype() == DType::complex64, update, coefficients.data<float>(),
+                        squares.data<float>(), energies == 1 ? 0 : size, measured.data<float>(), ratio.data<float>(),
+                        target.data<float>(), thread_count()});
+}
+
+void normals(const py::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const py::object& out,
+             const PathName& path) {
+  const Launchers& run = launchers(path);
+  const TensorView target = float_view(out, "out");
+  check_axes(target, 1, "(B, ...)");
+  const std::int64_t items = target.shape()[0];
+  TensorView keys(seeds, "seeds");
+  keys.with_dtype(DType::int64).with_shape({items}, "(B,)");
+  launch(run.normals, NormalsParams{items, target.item_size(), keys.data<std::int64_t>(), evaluation, stream,
+                                    target.data<float>(), thread_count()});
+}
+
+std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key,
+                                    const PathName& path) {
+  launchers(path).philox(counter.data(), key.data());
+  return counter;
+}
+
+}  // namespace rmp

@@ -1,0 +1,138 @@
+// What every backend is told, as plain data. Sizes and strides are 64-bit element counts; an "item" is one image or
+// signal of a batch, N numbers that lie together.
+#pragma once
+
+#include <cstdint>
+
+namespace rmp {
+
+// Coefficients of one evaluation ("look") for one item: a row of a (looks, items, 8) float32 table.
+// s1, s2: step sizes; b^2 = s_{k+1}^2 - s_k^2; v_fixed = b^2 s_k^2 / s_{k+1}^2.
+struct Look {
+  float to_previous;  // s1 v_fixed / b^2, towards the mean of the level above
+  float to_denoised;  // s1 v_fixed / s_k^2, towards the conditionally denoised image
+  float next_std;     // sqrt(v_fixed) of the next look's perturbation; 0: unperturbed
+  float noise_ratio;  // q = sy^2 / r2
+  float share;        // v_fixed / s_k^2 of this look (this and the rest: learned precision only)
+  float next_share;   // the same of the next look
+  float std;          // sqrt(v_fixed) of this look's perturbation
+  float rate;         // s2
+};
+
+enum class Correction : std::int32_t { none, identity, mask, block_average };
+enum class Boundary : std::int32_t { circular, reflect, replicate };
+
+// Sums over an item are taken over chunks of this many elements, so that they depend on neither threads nor batch.
+constexpr std::int64_t kChunk = 4096;
+
+// Work smaller than this many elements is finished before a second thread has woken up.
+constexpr std::int64_t kSmallWork = 32768;
+
+// Slack behind every row in scratch memory: whole vectors may be read and written there.
+constexpr std::int64_t kSlack = 256;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of factor x factor pixels cut from the top left of every plane; the last ones are smaller.
+struct BlockShape {
+  std::int64_t planes;  // of one item
+  std::int64_t height, width;
+  std::int64_t factor_rows, factor_columns;  // the factor, at most height and width
+
+  constexpr std::int64_t bands() const { return ceil_div(height, factor_rows); }
+  constexpr std::int64_t columns() const { return ceil_div(width, factor_columns); }
+  // Two rows, one of them widened to whole blocks, and the blocks of one band.
+  constexpr std::int64_t scratch() const { return 3 * width + 2 * kSlack; }
+};
+
+struct StepParams {
+  std::int64_t items;  // B
+  std::int64_t size;   // N
+
+  const float* previous;         // (B, N)
+  const float* mean;             // (B, N)
+  float* next_mean;              // (B, N), may be `mean`
+  float* input;                  // (B, N)
+  float* input_mirror;           // (B, N) or null
+  const float* denoised;         // (B, N)
+  const float* denoised_mirror;  // (B, N) or null: not antithetic
+  const Look* looks;             // (B)
+  const std::int64_t* seeds;     // (B)
+  std::uint8_t* ok;              // (B)
+  float* curvature;              // (B) or null: fixed precision
+  double* partial;               // (B, ceil(N / kChunk)), learned precision only
+
+  Correction correction;
+  bool drawn;
+  const float* measurement;  // (B, N), for block averages (B, planes, bands, columns)
+  const std::uint8_t* mask;  // (B or 1, N)
+  std::int64_t mask_stride;  // N or 0
+  BlockShape blocks;
+
+  std::uint32_t evaluation;
+  std::uint32_t stream;
+
+  float* scratch;  // (threads, 2, blocks.scratch()), for block averages only
+  int threads;
+};
+
+struct MaskParams {
+  std::int64_t items, size;
+  const float* x;            // (items, size)
+  const std::uint8_t* mask;  // (items or 1, size)
+  std::int64_t mask_stride;  // size or 0
+  float* out;                // (items, size)
+  int threads;
+};
+
+struct BlockAverageParams {
+  BlockShape blocks;  // planes: those of the whole batch
+  const float* x;     // (planes, height, width); adjoint: (planes, bands, columns)
+  float* out;         // the other one
+  float* scratch;     // (threads, blocks.scratch())
+  int threads;
+};
+
+struct BlurParams {
+  std::int64_t planes, height, width;
+  const float* taps_vertical;  // (2 * radius_vertical + 1)
+  const float* taps_horizontal;
+  std::int64_t radius_vertical, radius_horizontal;
+  Boundary boundary;
+  bool adjoint;
+  const float* x;  // (planes, height, width)
+  float* out;      // (planes, height, width), may be x
+  float* scratch;  // (threads, scratch_size())
+  int threads;
+
+  static constexpr std::int64_t kStrip = 64;      // columns that the vertical pass takes together
+  static constexpr std::int64_t kStripRows = 4;   // rows it finishes together
+  constexpr std::int64_t scratch_size() const {
+    const std::int64_t line = 2 * (width + 4 * radius_horizontal + 2 * kSlack) + 2 * radius_horizontal + 1;
+    const std::int64_t strip = (height + 4 * radius_vertical + kStripRows) * kStrip + 2 * radius_vertical + 1;
+    return (line > strip ? line : strip) + kSlack;
+  }
+};
+
+struct SpectralParams {
+  std::int64_t items, size;     // size: coefficients per item, each one number or a (real, imaginary) pair
+  bool complex;
+  bool update;                  // write the change alone
+  const float* coefficients;    // (items, size)
+  const float* energy;          // (items or 1, size), real
+  std::int64_t energy_stride;   // size or 0
+  const float* data;            // (items, size)
+  const float* noise_ratio;     // (items)
+  float* out;                   // (items, size), may be `coefficients`
+  int threads;
+};
+
+struct NormalsParams {
+  std::int64_t items, size;
+  const std::int64_t* seeds;  // (items)
+  std::uint32_t evaluation, stream;
+  float* out;  // (items, size)
+  int threads;
+};
+
+}  // namespace rmp
