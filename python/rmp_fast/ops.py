@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._checks import check_choice, shape_text
 
@@ -96,9 +95,8 @@ def mask(x: Tensor, mask: Tensor, *, backend: str = "auto") -> Tensor:
         mask: uint8 or bool (1 or B, *item).
     """
     if mask.shape[1:] != x.shape[1:] or mask.shape[0] not in (1, x.shape[0]):
-        raise ValueError(
-            f"`mask` must have shape (1 or B, *item) for images {shape_text(x.shape)}, got {shape_text(mask.shape)}"
-        )
+        expected, got = shape_text(("1 or B", *x.shape[1:])), shape_text(mask.shape)
+        raise ValueError(f"`mask` must have shape {expected} for images {shape_text(x.shape)}, got {got}")
     if uses_core(backend, x):
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         _extension().mask(x.detach().contiguous(), mask.to(torch.uint8).contiguous(), out)
@@ -132,7 +130,7 @@ def block_average(x: Tensor, factor: int, *, backend: str = "auto") -> Tensor:
         out = x.new_empty(batch, channels, -(-height // factor), -(-width // factor))
         _extension().block_average(x.detach().contiguous(), factor, out)
         return out
-    return F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+    return nn.functional.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
 
 
 def block_average_adjoint(y: Tensor, factor: int, size: Sequence[int], *, backend: str = "auto") -> Tensor:
@@ -205,8 +203,8 @@ def _blur_axis(planes: Tensor, taps: Tensor, dim: int, boundary: str, adjoint: b
     radius = taps.numel() // 2
     weight = taps.flip(0).reshape((1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1))
     if adjoint:
-        return fold(F.conv_transpose2d(planes, weight), dim, radius, radius, boundary)
-    return F.conv2d(pad(planes, dim, radius, radius, boundary), weight)
+        return fold(nn.functional.conv_transpose2d(planes, weight), dim, radius, radius, boundary)
+    return nn.functional.conv2d(pad(planes, dim, radius, radius, boundary), weight)
 
 
 def spectral(

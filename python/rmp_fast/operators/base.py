@@ -168,6 +168,7 @@ class Memo(Generic[T]):
         self._values: dict[Hashable, T] = {}
 
     def get(self, key: Hashable, build: Callable[[], T]) -> T:
+        """The value kept under ``key``, or else what ``build`` makes."""
         value = self._values.get(key)
         if value is None:
             with torch.inference_mode(False), torch.no_grad():

@@ -43,6 +43,7 @@ class GaussianBlur(Separable):
         return f"GaussianBlur(std={self.std:g}, boundary={self.boundary!r})"
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """(B, C, H, W), as the measurement."""
         return check_image_shape("measurement_shape", measurement_shape)
 
     def _apply(self, x: Tensor) -> Tensor:
@@ -90,9 +91,9 @@ class Blur(Operator):
 
     Args:
         kernel: (kh, kw), real, used as it is; :func:`as_kernel` makes one of an array and normalises it.
-        boundary: ``"circular"``: exact by FFT, the Gram solve too; the kernel must not be larger than the image.
-            ``"reflect"`` (the edge pixel repeated) or ``"replicate"``: the image is continued, convolved and cropped; the
-            adjoint folds the continuation back exactly and the Gram solve runs conjugate gradients, preconditioned
+        boundary: ``"circular"``: exact by FFT, the Gram solve too; the kernel must fit into the image.
+            ``"reflect"`` (the edge pixel repeated) or ``"replicate"``: the image is continued, convolved and cropped;
+            the adjoint folds the continuation back exactly and the Gram solve runs conjugate gradients, preconditioned
             with the circular blur, and is the less accurate the larger r2 (gain of the kernel)^2 / noise_std^2.
         iterations: conjugate gradient steps; :meth:`iterative_solve` reports the residual that they leave.
 
@@ -119,6 +120,7 @@ class Blur(Operator):
         return f"Blur(kernel={shape_text(self.kernel.shape)}, boundary={self.boundary!r})"
 
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """(B, C, H, W), as the image, which a circular kernel must fit into."""
         shape = check_image_shape("image_shape", image_shape)
         height, width = self.kernel.shape
         if self.boundary == "circular" and (height > shape[2] or width > shape[3]):
@@ -129,6 +131,7 @@ class Blur(Operator):
         return shape
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """(B, C, H, W), as the measurement."""
         return self.measurement_shape(measurement_shape)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:

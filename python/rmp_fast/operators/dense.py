@@ -61,12 +61,14 @@ class CompressedSensing(Operator):
         return f"CompressedSensing(matrix={shape_text(self.matrix.shape)}, image_shape={shape_text(self.item_shape)})"
 
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """(B, *item) -> (B, M)."""
         if tuple(image_shape[1:]) != self.item_shape:
             expected = shape_text(("B", *self.item_shape))
             raise ValueError(f"`image_shape` must be {expected} for this matrix, got {shape_text(image_shape)}")
         return image_shape[0], self.matrix.shape[0]
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """(B, M) -> (B, *item)."""
         if len(measurement_shape) != 2 or measurement_shape[1] != self.matrix.shape[0]:
             expected = shape_text(("B", self.matrix.shape[0]))
             raise ValueError(f"`measurement_shape` must be {expected}, got {shape_text(measurement_shape)}")

@@ -26,14 +26,17 @@ class Denoising(Operator):
         return "Denoising()"
 
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """The shape of the image."""
         if len(image_shape) < 2:
             raise ValueError(f"`image_shape` must be (B, ...) with at least two axes, got {shape_text(image_shape)}")
         return tuple(image_shape)
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """The shape of the measurement."""
         return self.measurement_shape(measurement_shape)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
+        """Pointwise."""
         self.measurement_shape(image_shape)
         return Pointwise(None)
 
@@ -87,6 +90,7 @@ class Inpainting(Operator):
         return f"Inpainting(mask={shape_text(self.mask.shape)})"
 
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """The shape of the image."""
         shape, mask = tuple(image_shape), tuple(self.mask.shape)
         if len(shape) not in (2, 4) or math.prod(shape[1:]) == 0:
             raise ValueError(
@@ -105,9 +109,11 @@ class Inpainting(Operator):
         return shape
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """The shape of the measurement."""
         return self.measurement_shape(measurement_shape)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
+        """Pointwise."""
         self.measurement_shape(image_shape)
         return Pointwise(self._mask_for(tuple(image_shape), device))
 

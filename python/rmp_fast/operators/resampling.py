@@ -47,10 +47,12 @@ class SuperResolution(Separable):
         return f"SuperResolution(factor={self.factor}, filter={self.filter!r})"
 
     def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
+        """The largest that fits: ``factor`` times the size of the measurement."""
         batch, channels, height, width = check_image_shape("measurement_shape", measurement_shape)
         return batch, channels, height * self.factor, width * self.factor
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
+        """Blocks for averages, spectral for bicubic."""
         if self.filter == "bicubic":
             return super().form(image_shape, device, dtype)
         self.measurement_shape(image_shape)

@@ -59,6 +59,7 @@ class Separable(Operator):
         return AxisFactors(u, s, vh.mT)
 
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
+        """(B, C, H, W) -> (B, C, m(H), m(W))."""
         batch, channels, height, width = check_image_shape("image_shape", image_shape)
         return batch, channels, self._axis_length(height), self._axis_length(width)
 

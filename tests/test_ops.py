@@ -1,0 +1,137 @@
+"""The compiled kernels behind the operators against the same functions in plain torch, float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rmp_fast import ops
+from rmp_fast.operators import Blur, GaussianBlur, Inpainting, SuperResolution, motion_kernel, random_mask
+from torch import Tensor
+
+SIZES = [(0, 3, 8, 8), (1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 65), (3, 1, 64, 31)]
+sizes = pytest.mark.parametrize("shape", SIZES, ids=lambda s: "x".join(map(str, s)))
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(result: Tensor, expected: Tensor) -> None:
+    """To 1e-6 of the norm: a hundred or so roundings of 6e-8 that do not all point one way."""
+    assert result.shape == expected.shape
+    assert result.is_contiguous()
+    assert torch.isfinite(result).all()
+    assert (result.to(expected.dtype) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@sizes
+@pytest.mark.parametrize("shared", [True, False])
+def test_mask(shape: tuple[int, ...], shared: bool) -> None:
+    x = noise(shape)
+    mask = random_mask((1 if shared else shape[0], *shape[1:]), 0.5).to(torch.uint8)
+    assert torch.equal(ops.mask(x, mask, backend="cpu"), ops.mask(x, mask, backend="torch"))
+
+
+def test_mask_drops_what_is_not_finite() -> None:
+    x = torch.tensor([[torch.nan, 1.0, torch.inf]])
+    mask = torch.tensor([[0, 1, 0]], dtype=torch.uint8)
+    for backend in ("cpu", "torch"):
+        assert ops.mask(x, mask, backend=backend).tolist() == [[0.0, 1.0, 0.0]]
+
+
+@sizes
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_block_average_and_its_adjoint(shape: tuple[int, ...], factor: int) -> None:
+    x = noise(shape)
+    y = ops.block_average(x, factor, backend="cpu")
+    assert_close(y, ops.block_average(x.double(), factor, backend="torch"))
+    spread = ops.block_average_adjoint(y, factor, shape[-2:], backend="cpu")
+    assert_close(spread, ops.block_average_adjoint(y.double(), factor, shape[-2:], backend="torch"))
+
+
+@sizes
+@pytest.mark.parametrize("boundary", ops.BOUNDARIES)
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("taps", [(1, 3), (7, 5), (61, 9)])
+def test_separable_blur(shape: tuple[int, ...], boundary: str, adjoint: bool, taps: tuple[int, int]) -> None:
+    x = noise(shape)
+    vertical, horizontal = (torch.rand(n, generator=torch.Generator().manual_seed(n)) / n for n in taps)
+    result = ops.separable_blur(x, vertical, horizontal, boundary, adjoint=adjoint, backend="cpu")
+    expected = ops.separable_blur(
+        x.double(), vertical.double(), horizontal.double(), boundary, adjoint=adjoint, backend="torch"
+    )
+    assert_close(result, expected)
+
+
+@sizes
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=["real", "complex"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_spectral(shape: tuple[int, ...], update: bool, kind: torch.dtype, shared: bool, in_place: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    c, data = (torch.randn(shape, generator=generator, dtype=kind) for _ in range(2))
+    energy = torch.rand((1 if shared else shape[0], *shape[1:]), generator=generator)
+    ratio = torch.rand(shape[0], generator=generator) + 0.01
+    double = torch.complex128 if kind.is_complex else torch.float64
+    expected = ops.spectral(
+        c.to(double), energy.double(), data.to(double), ratio.double(), update=update, backend="torch"
+    )
+    out = c if in_place else None
+    result = ops.spectral(c, energy, data, ratio, update=update, out=out, backend="cpu")
+    assert_close(result, expected)
+    if in_place:
+        assert result is c
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_spectral_where_there_is_neither_energy_nor_noise(backend: str) -> None:
+    c, nothing = noise((2, 5)), torch.zeros(2, 5)
+    result = ops.spectral(c, torch.zeros(1, 5), nothing, torch.zeros(2), update=False, backend=backend)
+    assert torch.equal(result, c)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, b: ops.mask(x, torch.ones(1, 3, 6, 8, dtype=torch.uint8), backend=b),
+        lambda x, b: ops.block_average(x, 4, backend=b),
+        lambda x, b: ops.block_average_adjoint(x, 4, (23, 29), backend=b),
+        lambda x, b: ops.separable_blur(x, torch.ones(3), torch.ones(5), "reflect", backend=b),
+    ],
+    ids=["mask", "block_average", "block_average_adjoint", "separable_blur"],
+)
+def test_strided_input(function) -> None:
+    x = noise((2, 3, 8, 6)).mT
+    assert not x.is_contiguous()
+    assert_close(function(x, "cpu"), function(x.double(), "torch"))
+
+
+def test_auto_takes_the_kernel_exactly_where_it_applies() -> None:
+    x = torch.zeros(2)
+    assert ops.available()
+    assert ops.unavailable_reason() == ""
+    assert ops.uses_core("auto", x)
+    assert ops.uses_core("cpu", x)
+    assert not ops.uses_core("torch", x)
+    assert not ops.uses_core("auto", x.double())
+    assert not ops.uses_core("auto", x.to("meta"))
+    followed = x.clone().requires_grad_()
+    assert not ops.uses_core("auto", followed)
+    with torch.no_grad():
+        assert ops.uses_core("auto", followed)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [Inpainting(random_mask((32, 48), 0.5)), SuperResolution(4), GaussianBlur(2.0), Blur(motion_kernel(7, 20))],
+    ids=repr,
+)
+def test_operators_agree_with_and_without_the_extension(op, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noise((2, 3, 32, 48))
+    compiled = op.A(x)
+    back = op.adjoint(compiled, x.shape)
+    monkeypatch.setattr(ops, "_core", None)
+    assert not ops.available()
+    assert_close(compiled, op.A(x.double()))
+    assert_close(back, op.adjoint(compiled.double(), x.shape))
