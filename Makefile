@@ -1,0 +1,55 @@
+# make demo   restores a degraded photograph, from nothing: environment, build, run
+# make test   environment with the development tools, linters, tests
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test bench lint format clean
+
+# The one place where torch is pinned: results are compared to the last bit within one version of it.
+TORCH ?= torch==2.13.0
+TORCH_OTHERWISE := torch>=2.9
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+  $(shell $(p) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc kernels python CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
+NATIVE := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/developed
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+format: $(VENV)/developed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:
+	rm -rf $(VENV) build dist demo wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+
+$(VENV)/torch:
+	@if [ -z "$(PYTHON)" ]; then echo 'make: Python 3.11 or later with its venv module is needed' >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet '$(TORCH)' || $(PIP) install --quiet '$(TORCH_OTHERWISE)'
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(PIP) install --quiet .
+	touch $@
+
+$(VENV)/developed: $(VENV)/torch $(SOURCES) constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt '.[dev]'
+	touch $@ $(VENV)/installed

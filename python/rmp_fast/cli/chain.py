@@ -1,0 +1,245 @@
+"""One run's prior, settings and plans: image arrays in, restorations and their quality out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import backends, images, metrics, priors, schedules
+from ..operators import Operator
+from ..plan import Plan
+from . import degrade, record
+from .tasks import TASKS, Settings, choice, derive_seed
+from .usage import UsageError
+
+__all__ = ["Chain", "Outcome"]
+
+DEFAULTS: dict[str, Any] = {
+    "inner_steps": 2,
+    "relaxation": 1.4,
+    "guidance": "gaussian",
+    "noise": "control",
+    "low": 0.05,
+    "high": 20.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result for one image; arrays are (C, H, W) on [0, 1]."""
+
+    measurement: NDArray[np.float32]
+    restoration: NDArray[np.float32]
+    truth: NDArray[np.float32] | None
+    ok: bool
+    quality: dict[str, Any] | None  # PSNR and SSIM of baseline and restoration, if there is a truth
+    seeds: dict[str, int]
+    stats: dict[str, Any]
+
+    @property
+    def captions(self) -> tuple[str, str]:
+        """What the panel says of measurement and restoration."""
+        if self.quality is None:
+            return "", ""
+        before, after = self.quality["baseline"], self.quality["restoration"]
+        return f"{before['psnr']:.2f} dB ({before['name']})", f"{after['psnr']:.2f} dB" + (
+            "" if after["ssim"] is None else f", SSIM {after['ssim']:.3f}"
+        )
+
+
+class Chain:
+    """Prior, operator settings and chain options of a run.
+
+    Raises:
+        UsageError: an option that does not fit, with the message of whoever refuses it.
+    """
+
+    def __init__(self, options: argparse.Namespace, task: Settings) -> None:
+        choice("--prior", options.prior, tuple(priors.BUNDLED))
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        # Without a word, auto would fall back to torch and leave the user with the wrong code path.
+        if "RMP_FAST_CPU" in os.environ and backends.core_error is not None and options.backend in ("auto", "cpu"):
+            raise UsageError(backends.core_error)
+        self._options, self._task = options, task
+        self._chain = {
+            name: default if getattr(options, name) is None else getattr(options, name)
+            for name, default in DEFAULTS.items()
+        }
+        per_level = self._chain["inner_steps"] * (2 if self._chain["noise"] == "antithetic" else 1)
+        if options.evaluations % per_level:
+            raise UsageError(
+                f"`--evaluations` must be a multiple of {per_level}, what every noise level takes, "
+                f"got {options.evaluations}"
+            )
+        try:
+            self._schedule = schedules.log(options.evaluations // per_level, self._chain["low"], self._chain["high"])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self._prior = priors.load(options.prior)
+        self._plan_key: object = None
+        self._plan: Plan | None = None
+        self.settings: dict[str, Any] = {}
+        self.settings_hash = ""
+
+    @property
+    def title(self) -> str:
+        """One line that says what was done."""
+        options = self._options
+        parts = [
+            self._task.name,
+            f"noise {options.noise_std:g}",
+            f"{options.prior} prior",
+            f"{options.evaluations} evaluations",
+        ]
+        return "  ·  ".join(parts)
+
+    @property
+    def option_files(self) -> dict[str, dict[str, str]]:
+        """Mask and kernel files, with their hashes."""
+        digests = self._task.digests
+        return {key: {"file": str(self._task.options[key]), "sha256": value} for key, value in digests.items()}
+
+    def check(self, shape: tuple[int, int, int], name: str) -> None:
+        """Refuse, before any work, files of a shape (C, H, W) that operator or prior cannot take.
+
+        Args:
+            shape: of the files.
+            name: of one of them, for the message.
+        """
+        try:
+            if self._plan is None:
+                self._decide(self._prepared(shape, [name]).backend)
+            else:
+                op = degrade.build(self._task, [name], shape, self._options.seed)
+                image_shape = self._image_shape(op, (1, *shape))
+                op.measurement_shape(image_shape)
+                self._prior.check_image_shape(image_shape)
+        except UsageError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: {error}") from error
+
+    def restore(self, batch: Sequence[images.ImageFile], names: Sequence[str]) -> list[Outcome]:
+        """Restore images of one shape.
+
+        Args:
+            batch: measurements, or with ``--simulate`` clean images.
+            names: their file names, which decide their random numbers.
+        """
+        options, seed = self._options, self._options.seed
+        pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
+        plan = self._prepared(batch[0].pixels.shape, names)
+        if options.simulate:
+            y = degrade.simulate(plan.op, pixels, options.noise_std, names, seed)
+        else:
+            y = degrade.observed(plan.op, pixels)
+        seeds = [derive_seed(seed, "chain", name) for name in names]
+        estimate = plan.execute(y, seeds=torch.tensor(seeds, dtype=torch.int64))
+        measured = y.numpy()
+        outcomes = []
+        for index, (image, name) in enumerate(zip(batch, names, strict=True)):
+            # Quality and panel are of what the file will hold.
+            top = np.float32(2**image.depth - 1)
+            restoration = images.quantise(estimate.mean[index].numpy(), image.depth).astype(np.float32) / top
+            truth = image.pixels if options.simulate else None
+            outcomes.append(
+                Outcome(
+                    measurement=measured[index],
+                    restoration=restoration,
+                    truth=truth,
+                    ok=bool(estimate.ok[index]),
+                    quality=None if truth is None else self._quality(plan, measured[index], restoration, truth, name),
+                    seeds={"base": seed, "chain": seeds[index]},
+                    stats={**estimate.stats, "seconds_per_image": estimate.stats["seconds"] / len(names)},
+                )
+            )
+        return outcomes
+
+    def decided(self, batch_size: int) -> dict[str, Any]:
+        """Every option of the command line with its value in this run, for a batch of that size."""
+        options, task = self._options, self._task
+        return {
+            "operator": task.name,
+            **{key: value for key, value in task.options.items() if key not in TASKS[task.name].fixed},
+            "simulate": options.simulate,
+            "prior": options.prior,
+            "noise_std": options.noise_std,
+            "out": options.out,
+            "evaluations": options.evaluations,
+            **self._chain,
+            "seed": options.seed,
+            "backend": self.settings["backend"],
+            "batch_size": batch_size,
+            "threads": torch.get_num_threads(),
+            "format": options.format,
+            "no_panel": options.no_panel,
+            "force": True,
+        }
+
+    def _decide(self, backend: str) -> None:
+        """Settle what decides the numbers of a restoration, besides its file: what a second run compares."""
+        options, task = self._options, self._task
+        self.settings = {
+            "task": task.name,
+            "operator": task.operator,
+            "operator_options": {key: task.digests.get(key, value) for key, value in task.options.items()},
+            "simulate": options.simulate,
+            "noise_std": options.noise_std,
+            "seed": options.seed,
+            "prior": options.prior,
+            "weights_sha256": record.weights_digest(options.prior),
+            "evaluations": options.evaluations,
+            **self._chain,
+            "steps": self._schedule.steps,
+            "schedule": self._schedule.name,
+            "backend": backend,
+            "format": options.format,
+            "rmp_fast": record.version(),
+        }
+        self.settings_hash = record.settings_hash(self.settings)
+
+    def _prepared(self, shape: tuple[int, ...], names: Sequence[str]) -> Plan:
+        """The plan for files of a shape (C, H, W); the last one if it fits. Random masks are each image's own."""
+        key = (len(names), shape, tuple(names) if self._task.name == "inpaint_random" else None)
+        if self._plan is None or self._plan_key != key:
+            self._plan = None  # frees its buffers before the next plan takes its own
+            op = degrade.build(self._task, names, shape, self._options.seed)
+            self._plan = Plan(
+                op,
+                self._prior,
+                self._image_shape(op, (len(names), *shape)),
+                self._options.noise_std,
+                schedule=self._schedule,
+                guidance=self._chain["guidance"],
+                noise=self._chain["noise"],
+                inner_steps=self._chain["inner_steps"],
+                relaxation=self._chain["relaxation"],
+                backend=self._options.backend,
+                data_range=(0.0, 1.0),
+            )
+            self._plan_key = key
+        return self._plan
+
+    def _image_shape(self, op: Operator, file_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return file_shape if self._options.simulate else tuple(op.image_shape(file_shape))
+
+    def _quality(
+        self, plan: Plan, y: NDArray[Any], restoration: NDArray[Any], truth: NDArray[Any], name: str
+    ) -> dict[str, Any]:
+        mask = None
+        if self._task.operator == "inpainting":
+            mask = degrade.mask_of(self._task, name, truth.shape, self._options.seed)
+        label, before = degrade.baseline(self._task, y, truth.shape, mask)
+        before = np.clip(before, 0, 1)
+        return {
+            "baseline": {"name": label, "psnr": metrics.psnr(before, truth), "ssim": metrics.ssim(before, truth)},
+            "restoration": {"psnr": metrics.psnr(restoration, truth), "ssim": metrics.ssim(restoration, truth)},
+        }

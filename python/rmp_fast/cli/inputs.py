@@ -1,0 +1,89 @@
+"""What the command line checks of its inputs and outputs without importing torch."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+
+from ..images import EXTENSIONS
+from .usage import UsageError
+
+__all__ = ["check_outputs", "collect_inputs", "make_output_folder", "output_names"]
+
+
+def collect_inputs(inputs: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The image files among ``inputs`` and directly in its folders, each once, folders in alphabetical order.
+
+    Raises:
+        UsageError: a path that does not exist, is no image by its name, or a folder without images.
+    """
+    kinds = "PNG, JPEG, TIFF or WebP"
+    files: dict[pathlib.Path, pathlib.Path] = {}
+    for path in inputs:
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if _is_image(p) and not p.name.startswith(".") and p.is_file())
+            if not found:
+                raise UsageError(f"`INPUT` {path} is a folder without {kinds} files")
+        elif not path.exists():
+            raise UsageError(f"`INPUT` {path} does not exist")
+        elif not _is_image(path):
+            raise UsageError(f"`INPUT` must be {kinds} files or folders with such files, got {path}")
+        else:
+            found = [path]
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def check_outputs(
+    files: Iterable[pathlib.Path], inputs: Sequence[pathlib.Path], out: pathlib.Path, suffix: str
+) -> None:
+    """Refuse to let one output overwrite another, or an input.
+
+    Args:
+        files: the image files to restore.
+        inputs: the arguments they came from.
+        out: the output folder.
+        suffix: extension of the restorations.
+    """
+    target = out.resolve()
+    for path in inputs:
+        if path.is_dir() and path.resolve() == target:
+            raise UsageError(
+                f"`--out` must not be an input folder, got {out} for both; a second run would restore results"
+            )
+    owners: dict[pathlib.Path, pathlib.Path] = {}
+    sources = {file.resolve() for file in files}
+    for file in files:
+        for name in output_names(file, suffix):
+            if target / name in sources:
+                raise UsageError(
+                    f"`--out` {out}: {name} would overwrite the input {target / name}; choose another folder"
+                )
+            first = owners.setdefault(target / name, file)
+            if first is not file:
+                raise UsageError(
+                    f"`INPUT` {first} and {file} would both be written to {out / name}; use one --out for each"
+                )
+
+
+def output_names(file: pathlib.Path, suffix: str) -> tuple[str, str, str]:
+    """Names of the restoration, the panel and the sidecar of an input file."""
+    return file.stem + suffix, f"{file.stem}_panel.png", f"{file.stem}.json"
+
+
+def make_output_folder(out: pathlib.Path) -> None:
+    """Make ``out`` and see that a file can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out, prefix=".rmp-fast.")
+        os.close(handle)
+        pathlib.Path(name).unlink()
+    except OSError as cause:
+        raise UsageError(f"`--out` {out} cannot be written: {cause.strerror or cause}") from cause
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS

@@ -1,0 +1,260 @@
+"""``rmp-fast reconstruct``: from image files to image files, in batches, each on disk as soon as it is finished."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .. import images
+from . import record
+from .inputs import check_outputs, collect_inputs, make_output_folder, output_names
+from .tasks import choice, resolve
+from .usage import UsageError
+
+if TYPE_CHECKING:
+    from .chain import Chain, Outcome
+
+__all__ = ["run"]
+
+LARGEST_BATCH = 16
+PIXELS_PER_BATCH = 2**17  # larger batches gain nothing on a processor, and delay the first finished image
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An image to restore."""
+
+    file: pathlib.Path
+    sha256: str
+    shape: tuple[int, int, int]  # (C, H, W) of the file
+    depth: int
+
+
+class Reporter:
+    """What the user sees: results on stdout, everything else on stderr; the progress bar only on a terminal."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.failures = 0
+        self.bar = tqdm(total=total, unit="image", disable=True if quiet else None, file=sys.stderr)
+
+    def result(self, text: str) -> None:
+        if not self.quiet:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.bar.write(text, file=sys.stderr)
+
+    def failure(self, text: str) -> None:
+        self.failures += 1
+        self.bar.write(f"rmp-fast reconstruct: {text}", file=sys.stderr)
+        self.bar.update()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code: 0, or 1 when an image could not be restored.
+
+    Raises:
+        UsageError: before any work, for anything that cannot be carried out as given.
+    """
+    settings = resolve(options)
+    _check_numbers(options)
+    suffix = images.FORMATS[choice("--format", options.format, tuple(images.FORMATS))]
+    files = collect_inputs(options.inputs)
+    if options.out is None:
+        raise UsageError("`--out` must be given: the folder for the results")
+    check_outputs(files, options.inputs, options.out, suffix)
+    jobs, unreadable = _probe(files)
+    if options.format not in images.DEEP_FORMATS:
+        for job in jobs:
+            if job.depth == 16:
+                raise UsageError(f"`--format` {options.format} cannot hold the 16 bit of {job.file}; use png or tiff")
+
+    # torch is imported here, after everything that can be refused without it.
+    from .chain import Chain
+
+    chain = Chain(options, settings)
+    for shape, group in itertools.groupby(jobs, key=lambda job: job.shape):
+        chain.check(shape, next(group).file.name)
+    make_output_folder(options.out)
+
+    reporter = Reporter(len(files), options.quiet)
+    for error in unreadable:
+        reporter.failure(f"skipped {error}")
+    gains: list[tuple[float, float]] = []
+    for batch in _batches(_unfinished(jobs, chain, options, suffix, reporter), options.batch_size):
+        gains += _restore(batch, chain, options, suffix, reporter)
+    reporter.bar.close()
+    if len(gains) > 1:
+        before, after = (sum(values) / len(gains) for values in zip(*gains, strict=True))
+        reporter.result(f"mean of {len(gains)} images: {before:.2f} → {after:.2f} dB")
+    return 1 if reporter.failures else 0
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.noise_std is None:
+        raise UsageError(
+            "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
+        )
+    if not 0 <= options.noise_std < float("inf"):
+        raise UsageError(f"`--noise-std` must be a finite number >= 0, got {options.noise_std}")
+    for name in ("evaluations", "inner_steps", "batch_size", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
+
+
+def _probe(files: Sequence[pathlib.Path]) -> tuple[list[Job], list[images.ImageError]]:
+    """The readable files as jobs, those of one shape together, and what is wrong with the others."""
+    jobs, errors = [], []
+    for file in files:
+        try:
+            header = images.probe(file)
+            jobs.append(Job(file, record.digest(file.read_bytes()), header.shape, header.depth))
+        except images.ImageError as error:
+            errors.append(error)
+        except OSError as cause:
+            errors.append(images.ImageError(f"{file}: cannot be read: {cause.strerror or cause}"))
+    return sorted(jobs, key=lambda job: (job.shape, job.file.name)), errors
+
+
+def _unfinished(
+    jobs: Sequence[Job], chain: Chain, options: argparse.Namespace, suffix: str, reporter: Reporter
+) -> Iterator[tuple[Job, images.ImageFile]]:
+    """Decode what is not on disk yet; a file that turns out to be damaged is reported and left out."""
+    skipped = 0
+    for job in jobs:
+        sidecar = options.out / output_names(job.file, suffix)[2]
+        if not options.force and record.is_finished(sidecar, chain.settings_hash, job.sha256, not options.no_panel):
+            skipped += 1
+            reporter.bar.update()
+            continue
+        try:
+            image = images.read(job.file)
+        except images.ImageError as error:
+            reporter.failure(f"skipped {error}")
+            continue
+        for note in image.notes:
+            reporter.note(f"{job.file}: {note}")
+        yield dataclasses.replace(job, shape=image.pixels.shape), image
+    if skipped:
+        reporter.note(f"{skipped} finished before and skipped; --force does them again")
+
+
+def _batches(
+    decoded: Iterator[tuple[Job, images.ImageFile]], batch_size: int | None
+) -> Iterator[list[tuple[Job, images.ImageFile]]]:
+    """Runs of images of one shape, at most ``batch_size`` long (by default as many as fit in PIXELS_PER_BATCH)."""
+    batch: list[tuple[Job, images.ImageFile]] = []
+    for job, image in decoded:
+        if batch and job.shape != batch[0][0].shape:
+            yield batch
+            batch = []
+        batch.append((job, image))
+        pixels = job.shape[1] * job.shape[2]
+        if len(batch) >= (batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // pixels))):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _restore(
+    batch: list[tuple[Job, images.ImageFile]],
+    chain: Chain,
+    options: argparse.Namespace,
+    suffix: str,
+    reporter: Reporter,
+) -> list[tuple[float, float]]:
+    """Restore a batch and write its files; returns PSNR of baseline and restoration of those with a truth."""
+    started = datetime.datetime.now(datetime.UTC)
+    jobs = [job for job, _ in batch]
+    try:
+        outcomes = chain.restore([image for _, image in batch], [job.file.name for job in jobs])
+    except (RuntimeError, ValueError, MemoryError) as cause:
+        for job in jobs:
+            reporter.failure(f"{job.file} could not be restored: {cause or type(cause).__name__}")
+        return []
+    command = record.command([job.file for job in jobs], chain.decided(len(jobs)))
+    environment = record.environment()
+    gains = []
+    for index, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+        if not outcome.ok:
+            reporter.failure(
+                f"{job.file} could not be restored: its estimate left the finite range; nothing was written"
+            )
+            continue
+        membership = {"size": len(jobs), "index": index, "inputs": [str(other.file) for other in jobs]}
+        entry = {
+            "schema": record.SCHEMA,
+            "command": command,
+            "working_directory": os.getcwd(),
+            "settings": chain.settings,
+            "settings_hash": chain.settings_hash,
+            "option_files": chain.option_files,
+            "input": {"file": str(job.file), "sha256": job.sha256, "shape": job.shape, "depth": job.depth,
+                      "notes": batch[index][1].notes},
+            "seeds": outcome.seeds,
+            "batch": membership,
+            "quality": outcome.quality,
+            "timing": {"started": started.isoformat(timespec="seconds"), **outcome.stats},
+            "environment": environment,
+        }  # fmt: skip
+        try:
+            _write(job, batch[index][1], outcome, entry, options, suffix, chain.title)
+        except OSError as cause:
+            reporter.failure(f"{job.file}: its results cannot be written: {cause.strerror or cause}")
+            continue
+        reporter.bar.update()
+        reporter.result(f"{job.file.name}: {_summary(outcome)}")
+        if outcome.quality is not None:
+            gains.append((outcome.quality["baseline"]["psnr"], outcome.quality["restoration"]["psnr"]))
+    return gains
+
+
+def _write(
+    job: Job,
+    image: images.ImageFile,
+    outcome: Outcome,
+    entry: dict[str, Any],
+    options: argparse.Namespace,
+    suffix: str,
+    title: str,
+) -> None:
+    picture, panel, sidecar = (options.out / name for name in output_names(job.file, suffix))
+    # A sidecar of other settings must not vouch for a half-replaced set of files.
+    sidecar.unlink(missing_ok=True)
+    data = images.write(picture, outcome.restoration, job.depth, options.format, image.icc_profile)
+    entry["output"] = {"file": picture.name, "sha256": record.digest(data), "shape": outcome.restoration.shape,
+                       "depth": job.depth, "format": options.format}  # fmt: skip
+    entry["panel"] = None
+    if not options.no_panel:
+        from .panel import render
+
+        title = f"{job.file.name}  ·  {title}"
+        data = render(outcome.measurement, outcome.restoration, outcome.truth, title, outcome.captions)
+        images.write_atomically(panel, data)
+        entry["panel"] = {"file": panel.name, "sha256": record.digest(data)}
+    record.write(sidecar, entry)
+
+
+def _summary(outcome: Outcome) -> str:
+    seconds = f"{outcome.stats['seconds_per_image']:.1f} s"
+    if outcome.quality is None:
+        return f"restored in {seconds}"
+    before, after = outcome.quality["baseline"], outcome.quality["restoration"]
+    text = f"PSNR {before['psnr']:.2f} → {after['psnr']:.2f} dB"
+    if after["ssim"] is not None:
+        text += f", SSIM {before['ssim']:.3f} → {after['ssim']:.3f}"
+    return f"{text} ({seconds}; before: {before['name']})"

@@ -1,0 +1,206 @@
+"""The operators and tasks that the command line knows, and the options that each of them takes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import images
+from .usage import UsageError
+
+__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "resolve"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A name of the command line.
+
+    Attributes:
+        operator: registered name of the operator.
+        simulated: the options that it takes, with their values under ``--simulate`` when not given; None: no default.
+        needed: of those, what must be given.
+        needed_for_measurements: of those, what must be given without ``--simulate``; one of them is enough.
+        fixed: settings that the name implies.
+    """
+
+    operator: str
+    simulated: dict[str, Any]
+    needed: tuple[str, ...] = ()
+    needed_for_measurements: tuple[str, ...] = ()
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_MASK = {"mask": None, "invert_mask": None}
+_MOTION = {"kernel": None, "motion_length": 15.0, "motion_angle": 45.0, "boundary": "reflect"}
+TASKS = {
+    "denoising": Task("denoising", {}),
+    "denoise": Task("denoising", {}),
+    "inpainting": Task("inpainting", _MASK, needed=("mask",)),
+    "inpaint_random": Task("inpainting", {**_MASK, "missing": 0.7}, needed_for_measurements=("mask",)),
+    "inpaint_box": Task("inpainting", {**_MASK, "box": None}, needed_for_measurements=("mask",)),
+    "super_resolution": Task("super_resolution", {"factor": None, "filter": "average"}, needed=("factor",)),
+    "sr4": Task("super_resolution", {"filter": "average"}, fixed={"factor": 4}),
+    "gaussian_blur": Task("gaussian_blur", {"blur_std": None, "boundary": "reflect"}, needed=("blur_std",)),
+    "gaussian_deblur": Task(
+        "gaussian_blur", {"blur_std": 2.0, "boundary": "reflect"}, needed_for_measurements=("blur_std",)
+    ),
+    "blur": Task("blur", {"kernel": None, "boundary": "reflect"}, needed=("kernel",)),
+    "motion_deblur": Task("blur", _MOTION, needed_for_measurements=("kernel", "motion_length")),
+}
+OPTIONS = ("mask", "invert_mask", "missing", "box", "factor", "filter", "blur_std", "kernel", "motion_length",
+           "motion_angle", "boundary")  # fmt: skip
+BOUNDARIES = ("reflect", "replicate", "circular")
+FILTERS = ("average", "bicubic")
+FACTORS = (2, 4, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A task with all its options decided.
+
+    Attributes:
+        options: every option that applies, files as their paths.
+        mask: (1 or C, H, W) bool, True = known, if it came from a file.
+        kernel: (h, w) of sum 1, if it came from a file.
+        digests: SHA-256 of the option files.
+    """
+
+    name: str
+    operator: str
+    options: dict[str, Any]
+    mask: NDArray[np.bool_] | None
+    kernel: NDArray[np.float64] | None
+    digests: dict[str, str]
+
+
+def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
+    """``value`` if it is one of ``known``, else UsageError with the nearest names."""
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UsageError(f"`{flag}` must be one of {', '.join(map(repr, known))}, got {value!r}{hint}")
+
+
+def resolve(given: argparse.Namespace) -> Settings:
+    """Decide the options of ``given.operator`` and read the files among them.
+
+    Raises:
+        UsageError: unknown names, options that do not apply or are missing or out of range, unreadable files.
+    """
+    if given.operator is None:
+        raise UsageError(f"`--operator` must be given: how the images were degraded, one of {', '.join(TASKS)}")
+    name = choice("--operator", given.operator, tuple(TASKS))
+    task = TASKS[name]
+    stated = {key: getattr(given, key) for key in OPTIONS if getattr(given, key) not in (None, False)}
+    for key in stated:
+        if key not in task.simulated:
+            users = ", ".join(n for n, t in TASKS.items() if key in t.simulated)
+            raise UsageError(f"`{_flag(key)}` does not apply to {name}; it applies to {users}")
+    for key in task.needed:
+        if key not in stated:
+            raise UsageError(f"`{_flag(key)}` must be given for {name}")
+    alternatives = () if given.simulate else task.needed_for_measurements
+    if alternatives and not any(key in stated for key in alternatives):
+        flags = " or ".join(f"`{_flag(key)}`" for key in alternatives)
+        raise UsageError(f"{flags} must be given for {name} of a measurement; only --simulate has a default")
+    for key, others in (("mask", ("missing", "box")), ("kernel", ("motion_length", "motion_angle"))):
+        for other in others:
+            if key in stated and other in stated:
+                raise UsageError(f"`{_flag(key)}` and `{_flag(other)}` exclude each other")
+    if "invert_mask" in stated and "mask" not in stated:
+        raise UsageError("`--invert-mask` needs `--mask`")
+    options = {**task.simulated, **task.fixed, **stated}
+    if "mask" in stated:
+        options.pop("missing", None)
+        options.pop("box", None)
+    if "kernel" in stated:
+        options.pop("motion_length", None)
+        options.pop("motion_angle", None)
+    options = {key: value for key, value in options.items() if value is not None}
+    _check_values(options)
+    mask = _read_mask(options["mask"], "invert_mask" in options) if "mask" in options else None
+    kernel = _read_kernel(options["kernel"]) if "kernel" in options else None
+    digests: dict[str, str] = {
+        key: hashlib.sha256(options[key].read_bytes()).hexdigest() for key in ("mask", "kernel") if key in options
+    }
+    return Settings(name, task.operator, options, mask, kernel, digests)
+
+
+def derive_seed(seed: int, purpose: str, name: str) -> int:
+    """A seed on [0, 2^63) that depends on the run's seed, its purpose and the file's name, not on other files."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _check_values(options: dict[str, Any]) -> None:
+    if "boundary" in options:
+        choice("--boundary", options["boundary"], BOUNDARIES)
+    if "filter" in options:
+        choice("--filter", options["filter"], FILTERS)
+    if "factor" in options and options["factor"] not in FACTORS:
+        raise UsageError(f"`--factor` must be one of {', '.join(map(str, FACTORS))}, got {options['factor']}")
+    if "missing" in options and not 0 <= options["missing"] < 1:
+        raise UsageError(f"`--missing` must be a share on [0, 1), got {options['missing']}")
+    for key in ("box", "blur_std"):
+        if key in options and not 0 < options[key] < float("inf"):
+            raise UsageError(f"`{_flag(key)}` must be a number > 0, got {options[key]}")
+    if "motion_length" in options and not 1 <= options["motion_length"] < float("inf"):
+        raise UsageError(f"`--motion-length` must be at least 1 pixel, got {options['motion_length']}")
+    if "motion_angle" in options and not abs(options["motion_angle"]) < float("inf"):
+        raise UsageError(f"`--motion-angle` must be a finite number, got {options['motion_angle']}")
+
+
+def _read_mask(path: pathlib.Path, invert: bool) -> NDArray[np.bool_]:
+    values = _read_array("--mask", path)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[0] not in (1, 3):
+        raise UsageError(f"`--mask` {path} must have shape (H, W) or (C, H, W), got {values.shape}")
+    known = values > 0 if path.suffix.lower() == ".npy" else values.mean(0, keepdims=True) >= 0.5
+    known = ~known if invert else known
+    if not known.any():
+        raise UsageError(f"`--mask` {path} marks no pixel as known (white); if black means known, add --invert-mask")
+    return known
+
+
+def _read_kernel(path: pathlib.Path) -> NDArray[np.float64]:
+    values = _read_array("--kernel", path)
+    values = values.astype(np.float64)
+    if values.ndim == 3:
+        values = values.mean(0)
+    if values.ndim != 2 or values.size == 0:
+        raise UsageError(f"`--kernel` {path} must have shape (h, w), got {values.shape}")
+    total = float(values.sum(dtype=np.float64))
+    if not total > 0:
+        raise UsageError(f"`--kernel` {path} must have a positive sum, got {total:g}")
+    return values / total
+
+
+def _read_array(flag: str, path: pathlib.Path) -> NDArray[Any]:
+    """A .npy file as float64, or an image (C, H, W) on [0, 1]."""
+    if not path.is_file():
+        raise UsageError(f"`{flag}` {path} does not exist")
+    if path.suffix.lower() != ".npy":
+        try:
+            return images.read(path).pixels
+        except images.ImageError as error:
+            raise UsageError(f"`{flag}` {error}") from error
+    try:
+        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+    except (OSError, ValueError, TypeError, EOFError) as cause:
+        raise UsageError(f"`{flag}` {path}: cannot be read as an array of numbers: {cause}") from cause
+    if not np.isfinite(values).all():
+        raise UsageError(f"`{flag}` {path} must be finite, got NaN or infinity")
+    return values
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
