@@ -1,0 +1,99 @@
+"""The one error grammar: what was expected, what came, what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_choice",
+    "check_finite",
+    "check_noise_std",
+    "check_positive",
+    "check_shape",
+    "check_tensor",
+    "shape_text",
+]
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """(4, 3, 64, 64), also for symbolic entries."""
+    return "(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``choices``; else ValueError with the nearest names."""
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return value
+    near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    raise ValueError(f"`{name}` must be one of {', '.join(repr(k) for k in known)}, got {value!r}{hint}")
+
+
+def check_tensor(name: str, value: object, *, floating: bool = True, device: torch.device | None = None) -> Tensor:
+    """Return ``value`` if it is a (floating-point) tensor on ``device``; else TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor")
+    if floating and not value.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating-point tensor, got {value.dtype}; convert it with .float()")
+    if device is not None and value.device != device:
+        raise ValueError(f"`{name}` must be on device {device}, got {value.device}; move it with .to({str(device)!r})")
+    return value
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int], axes: Sequence[str] | None = None) -> None:
+    """ValueError unless ``value`` has the shape ``expected``, whose axes are named ``axes``."""
+    if tuple(value.shape) == tuple(expected):
+        return
+    symbolic = f"{shape_text(axes)} = " if axes is not None else ""
+    raise ValueError(f"`{name}` must have shape {symbolic}{shape_text(expected)}, got {shape_text(value.shape)}")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """ValueError naming the first items that hold NaN or infinity."""
+    if value.numel() == 0 or bool(torch.isfinite(value).all()):
+        return
+    if value.ndim < 2:
+        raise ValueError(f"`{name}` must be finite, got NaN or infinity")
+    bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
+    raise ValueError(f"`{name}` must be finite, got NaN or infinity in item {', '.join(map(str, bad[:5]))}")
+
+
+def check_positive(name: str, value: float, *, allow_zero: bool = False) -> float:
+    """Return ``value`` as a float if it is finite and positive (or zero where allowed); else TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (number == 0 and not allow_zero):
+        raise ValueError(f"`{name}` must be a finite number {'>= 0' if allow_zero else '> 0'}, got {value!r}")
+    return number
+
+
+def check_noise_std(value: object, batch: int, device: torch.device | None = None) -> Tensor:
+    """Noise standard deviations as a float64 tensor (B,).
+
+    Args:
+        value: one number for all items, or a tensor (B,) or () of standard deviations (not variances), >= 0.
+    """
+    if value is None:
+        raise ValueError(
+            "`noise_std` must be given: the standard deviation of the measurement noise, in the range of `y`"
+        )
+    if isinstance(value, Tensor):
+        tensor = value.detach().to(device=device, dtype=torch.float64)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
+    else:
+        raise TypeError(f"`noise_std` must be a number or a tensor (B,), got {type(value).__name__}")
+    if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != batch):
+        raise ValueError(
+            f"`noise_std` must be a number or have shape (B,) = ({batch},), got {shape_text(tensor.shape)}"
+        )
+    if tensor.numel() and not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+        raise ValueError(f"`noise_std` must be finite and >= 0, got {value!r}")
+    return tensor.expand(batch).clone()

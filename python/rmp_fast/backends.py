@@ -1,0 +1,45 @@
+"""Which implementations of the chain's arithmetic work here, which do not, and why."""
+
+from __future__ import annotations
+
+import torch
+
+from ._checks import check_choice
+
+__all__ = ["BACKENDS", "core_error", "resolve", "status"]
+
+#: In the order in which ``auto`` prefers them; ``reference`` is float64 and only taken when asked for.
+BACKENDS = ("cpu", "torch", "reference")
+
+try:
+    from . import _core  # noqa: F401  (imported for the error it may raise)
+
+    core_error: str | None = None
+except ImportError as error:
+    core_error = f"the compiled extension cannot be loaded: {error}"
+
+
+def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """For every backend None if it can run a chain of this device and dtype, else the reason why not."""
+    cpu = core_error
+    if cpu is None and device.type != "cpu":
+        cpu = f"its kernels run on the CPU, not on {device}"
+    if cpu is None and dtype != torch.float32:
+        cpu = f"its kernels are float32, not {dtype}"
+    plain = None if dtype in (torch.float32, torch.float64) else f"the chain's state is float32 or float64, not {dtype}"
+    return {"cpu": cpu, "torch": plain, "reference": None}
+
+
+def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to use: ``backend`` itself, or for ``auto`` the fastest that works.
+
+    Raises:
+        ValueError: for an unknown name, or a backend that cannot work here, with the reason.
+    """
+    check_choice("backend", backend, ("auto", *BACKENDS))
+    reasons = status(device, dtype)
+    if backend == "auto":
+        backend = next((name for name in BACKENDS if reasons[name] is None), "torch")
+    if reasons[backend] is not None:
+        raise ValueError(f"`backend` {backend!r} cannot be used: {reasons[backend]}; use backend='auto'")
+    return backend

@@ -1,0 +1,72 @@
+"""The chain. One screen, in the symbols of the algorithm; all that it needs was prepared by the plan."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .priors import Prior
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["CompiledStep", "Step", "run"]
+
+
+class Step(Protocol):
+    """mean <- mean + s1 v g(x), and the next perturbed input, bound to the plan's buffers."""
+
+    def perturb(self, look: int, evaluation: int) -> None: ...
+    def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None: ...
+
+
+def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
+    """From the mean at level T, which ``plan`` set to zero, to the mean at level 0 in ``plan.result``."""
+    clock = time.perf_counter
+    started = clock()
+    plan.steps[0][0].perturb(plan.looks_per_chain, 0)
+    network = operator = 0.0
+    look = 0
+    for level in range(plan.schedule.steps):
+        first, others = plan.steps[level % 2]
+        for inner in range(plan.inner_steps):
+            t0 = clock()
+            d = prior.denoise(plan.inputs, plan.network_levels[look])
+            t1 = clock()
+            d = plan.condition(d, look)
+            t2 = clock()
+            step = first if inner == 0 else others
+            step(look, d, look + 1)
+            look += 1
+            network += t1 - t0
+            operator += t2 - t1
+    total = clock() - started
+    stats.update(
+        seconds=total, network_seconds=network, operator_seconds=operator, step_seconds=total - network - operator
+    )
+
+
+class CompiledStep:
+    """The step of the compiled extension. It takes addresses, so what the prior returned is checked here, every time."""
+
+    def __init__(self, **buffers: Any) -> None:
+        from . import _core
+
+        inputs: Tensor = buffers["input"]
+        mirror: Tensor | None = buffers.get("input_mirror")
+        self._bound = _core.NaturalStep(antithetic=mirror is not None, **buffers)
+        self._shape = inputs.shape if mirror is None else (2 * inputs.shape[0], *inputs.shape[1:])
+        self._mirror_offset = 0 if mirror is None else inputs.numel() * inputs.element_size()
+        self.perturb = self._bound.perturb
+
+    def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
+        if denoised.shape != self._shape or denoised.dtype != torch.float32 or not denoised.is_contiguous():
+            raise ValueError(
+                f"the prior must return a contiguous float32 tensor of shape {tuple(self._shape)}, "
+                f"got {denoised.dtype} of shape {tuple(denoised.shape)} with strides {denoised.stride()}"
+            )
+        address = denoised.data_ptr()
+        self._bound.step(look, address, address + self._mirror_offset if self._mirror_offset else 0, evaluation)

@@ -1,0 +1,171 @@
+"""Priors whose denoiser, conditional denoiser and posterior mean are closed form: the oracles."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._checks import check_shape
+from .base import Prior
+
+if TYPE_CHECKING:
+    from ..operators import Operator
+
+__all__ = ["Gaussian", "GaussianMixture"]
+
+
+class _Components:
+    """Gaussian mixtures, one per item: log weights (B|1, K), means (B|1, K, N), covariances U diag(values) U^T."""
+
+    def __init__(self, log_weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.log_weights, self.means = log_weights, means
+        values, self.vectors = torch.linalg.eigh(covariances)
+        self.values = values.clamp_min(0)
+
+    def _log_terms(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        variance = self.values + (s * s)[:, None, None]  # (B, K, N)
+        centred = (self.vectors.mT @ (x[:, None, :] - self.means)[..., None])[..., 0]
+        quadratic = (centred.square() / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        return self.log_weights - 0.5 * quadratic, centred, variance
+
+    def log_density(self, x: Tensor, s: Tensor) -> Tensor:
+        return torch.logsumexp(self._log_terms(x, s)[0], dim=1)
+
+    def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        terms, centred, variance = self._log_terms(x, s)
+        each = self.means + (self.vectors @ (centred * self.values / variance)[..., None])[..., 0]
+        return (terms.softmax(1)[..., None] * each).sum(1)
+
+    def mean(self) -> Tensor:
+        return (self.log_weights.softmax(1)[..., None] * self.means).sum(1)
+
+
+class _Conditioned(Prior):
+    """The prior given measurements: D(x, s) = E[x0 | x0 + s z = x, y], one distribution per item."""
+
+    def __init__(self, components: _Components, data_variance: float, name: str) -> None:
+        self.components, self.data_variance, self.name = components, data_variance, name
+
+    def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        return self.components.denoise(x.double(), s.double()).to(x.dtype)
+
+    def log_density(self, x: Tensor, s: Tensor) -> Tensor:
+        """log p(x | y) (B,) of x = x0 + s z, up to float64 rounding."""
+        return self.components.log_density(x.double(), s.double())
+
+
+class GaussianMixture(Prior):
+    r"""p(x0) = sum_k w_k N(x0; mu_k, diag(v_k)), on signals (B, N). Exact D, conditional score and posterior mean.
+
+    .. math:: D(x, s) = \sum_k \rho_k(x) [\mu_k + \tfrac{v_k}{v_k + s^2} (x - \mu_k)], \quad
+              \rho_k \propto w_k N(x; \mu_k, v_k + s^2)
+
+    Args:
+        weights: (K,), positive; normalised to sum 1.
+        means: (K, N).
+        variances: (K,) isotropic or (K, N) diagonal; >= 0.
+
+    Raises:
+        ValueError: if shapes disagree or a weight or variance is negative or not finite.
+    """
+
+    name = "gaussian mixture"
+
+    def __init__(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
+        weights, means, variances = (torch.as_tensor(t, dtype=torch.float64) for t in (weights, means, variances))
+        if means.ndim != 2:
+            raise ValueError(f"`means` must have shape (K, N), got {tuple(means.shape)}")
+        components, elements = means.shape
+        check_shape("weights", weights, (components,), ("K",))
+        if variances.ndim == 1:
+            variances = variances[:, None].expand(-1, elements)
+        check_shape("variances", variances, (components, elements), ("K", "N"))
+        for name, tensor in (("weights", weights), ("variances", variances)):
+            if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+                raise ValueError(f"`{name}` must be finite and >= 0, got {tensor.tolist()}")
+        self._set(weights / weights.sum(), means, torch.diag_embed(variances))
+
+    def _set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.weights, self.means, self.covariances = weights, means, covariances
+        self.components = _Components(weights.log()[None], means[None], covariances[None])
+        mean = (weights[:, None] * means).sum(0)
+        second = covariances.diagonal(dim1=1, dim2=2) + (means - mean).square()
+        self.data_variance = float((weights[:, None] * second).sum(0).mean())
+
+    def check_image_shape(self, shape: tuple[int, ...]) -> None:
+        elements = self.means.shape[1]
+        if len(shape) != 2 or shape[1] != elements:
+            raise ValueError(f"`shape` must be (B, N) = (B, {elements}) for the prior {self.name!r}, got {shape}")
+
+    def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        return self.components.denoise(x.double(), s.double()).to(x.dtype)
+
+    def log_density(self, x: Tensor, s: Tensor) -> Tensor:
+        """log p(x) (B,) of x = x0 + s z for x (B, N) and s (B,), in float64; differentiable."""
+        return self.components.log_density(x.double(), s.double())
+
+    def condition(self, y: Tensor, op: Operator, noise_std: float | Tensor) -> _Conditioned:
+        """The prior given y = A x0 + n, for linear A: again a mixture, with exact weights, means and covariances.
+
+        Args:
+            y: (B, M). noise_std: number or (B,), standard deviation of n on the range of ``y``, > 0 unless
+                A C A^T is invertible for every component.
+
+        Raises:
+            ValueError: if ``op`` is not linear.
+        """
+        if not op.linear:
+            raise ValueError(f"`op` must be linear for an exact posterior, got {op.name!r}")
+        y = y.double().flatten(1)
+        batch, elements = y.shape[0], self.means.shape[1]
+        matrix = op.A(torch.eye(elements, dtype=torch.float64)).flatten(1).mT  # (M, N)
+        variance = torch.as_tensor(noise_std, dtype=torch.float64).square().expand(batch)
+        cross = self.covariances @ matrix.mT  # C A^T (K, N, M)
+        eye = torch.eye(matrix.shape[0], dtype=torch.float64)
+        gram = (matrix @ cross)[None] + variance[:, None, None, None] * eye  # (B, K, M, M)
+        residual = y[:, None, :] - self.means @ matrix.mT  # (B, K, M)
+        factor = torch.linalg.cholesky(gram)
+        solved = torch.cholesky_solve(residual[..., None], factor)[..., 0]
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_weights = self.weights.log() - 0.5 * ((residual * solved).sum(-1) + log_det)
+        means = self.means + (cross[None] @ solved[..., None])[..., 0]
+        covariances = self.covariances - cross @ torch.cholesky_solve(cross.mT.expand(batch, -1, -1, -1), factor)
+        components = _Components(log_weights, means, (covariances + covariances.mT) / 2)
+        return _Conditioned(components, self.data_variance, f"{self.name} given y")
+
+    def posterior_mean(self, y: Tensor, op: Operator, noise_std: float | Tensor) -> Tensor:
+        """E[x0 | y] (B, N) in closed form; arguments and errors as :meth:`condition`."""
+        return self.condition(y, op, noise_std).components.mean().to(y.dtype)
+
+
+class Gaussian(GaussianMixture):
+    r"""p(x0) = N(mean, C), on signals (B, N).
+
+    .. math:: D(x, s) = m + C (C + s^2 I)^{-1} (x - m)
+
+    Args:
+        mean: (N,).
+        covariance: (N, N) symmetric positive semi-definite, or (N,) its diagonal.
+
+    Raises:
+        ValueError: if shapes disagree or the covariance is not symmetric positive semi-definite.
+    """
+
+    name = "gaussian"
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        mean, covariance = (torch.as_tensor(t, dtype=torch.float64) for t in (mean, covariance))
+        if mean.ndim != 1:
+            raise ValueError(f"`mean` must have shape (N,), got {tuple(mean.shape)}")
+        elements = mean.shape[0]
+        if covariance.ndim == 1:
+            check_shape("covariance", covariance, (elements,), ("N",))
+            covariance = torch.diag(covariance)
+        check_shape("covariance", covariance, (elements, elements), ("N", "N"))
+        values = torch.linalg.eigvalsh(covariance)
+        if not torch.allclose(covariance, covariance.mT) or values[0] < -1e-10 * values[-1].abs():
+            raise ValueError("`covariance` must be symmetric and positive semi-definite")
+        self._set(torch.ones(1, dtype=torch.float64), mean[None], covariance[None])

@@ -1,0 +1,175 @@
+"""Reverse mean propagation in float64 and plain torch: the oracle that every backend is compared with.
+
+Written to be read beside the algorithm (Xue, Cai, Yuan, Gao: "Score-Based Variational Inference for Inverse Problems",
+arXiv 2410.05646). Never imports the compiled extension and is never optimised.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["conditional_mean", "normals", "philox", "reverse_mean_propagation", "step_sizes"]
+
+_LOW = 0xFFFFFFFF
+
+
+class _Prior(Protocol):
+    data_variance: float
+
+    def denoise(self, x: Tensor, s: Tensor) -> Tensor: ...
+
+
+class _Operator(Protocol):
+    def A(self, x: Tensor) -> Tensor: ...
+    def adjoint(self, y: Tensor, image_shape: tuple[int, ...] | None = None) -> Tensor: ...
+    def gram_solve(
+        self, r: Tensor, r2: float | Tensor, noise_std: float | Tensor, image_shape: tuple[int, ...] | None = None
+    ) -> Tensor: ...
+
+
+def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of the product of 32-bit values held in int64."""
+    low, high = a & 0xFFFF, a >> 16
+    partial = low * constant
+    upper = high * constant + (partial >> 16)
+    return upper >> 16, ((upper << 16) | (partial & 0xFFFF)) & _LOW
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+    Args:
+        counter: (..., 4) int64 holding 32-bit words.
+        key: (..., 2) int64 holding 32-bit words.
+
+    Returns:
+        (..., 4) int64 holding 32-bit words.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        high0, low0 = _multiply(c0, 0xD2511F53)
+        high1, low1 = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def normals(seeds: Tensor, evaluation: int, stream: int, count: int) -> Tensor:
+    """Standard normal numbers (B, count) in float64, by Philox and Box-Muller.
+
+    Key: the item's 64-bit seed; counter: (element // 4, evaluation, stream, 0); u = (bits >> 8) 2^-24 + 2^-25;
+    z0 = sqrt(-2 ln u0) cos(2 pi u1), z1 = sqrt(-2 ln u0) sin(2 pi u1) on lanes (0, 1) and (2, 3).
+
+    Args:
+        seeds: (B,) int64, read as 64 bits.
+        evaluation, stream: 32-bit counters.
+        count: numbers per item.
+    """
+    groups = -(-count // 4)
+    counter = torch.zeros(seeds.shape[0], groups, 4, dtype=torch.int64, device=seeds.device)
+    counter[..., 0] = torch.arange(groups, device=seeds.device)
+    counter[..., 1] = evaluation
+    counter[..., 2] = stream
+    key = torch.stack([seeds & _LOW, (seeds >> 32) & _LOW], -1)[:, None, :]
+    u = (philox(counter, key) >> 8).double() * 2.0**-24 + 2.0**-25
+    radius = (-2 * u[..., 0::2].log()).sqrt()
+    angle = 2 * math.pi * u[..., 1::2]
+    z = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    return z.reshape(seeds.shape[0], 4 * groups)[:, :count]
+
+
+def step_sizes(step_size: Literal["averaging"] | float, relaxation: float, inner_steps: int) -> list[float]:
+    """s1 of every inner iteration: ``relaxation`` * 2 / (2 + j), or the constant ``step_size``."""
+    if step_size == "averaging":
+        return [relaxation * 2 / (2 + j) for j in range(inner_steps)]
+    return [float(step_size)] * inner_steps
+
+
+def conditional_mean(x: Tensor, s: float, y: Tensor, op: _Operator, prior: _Prior, noise_std: Tensor) -> Tensor:
+    r"""d_y(x) = D(x, s) + s^2 l(x) with the ``gaussian`` guidance.
+
+    .. math:: d_y = D + r_2 A^T (r_2 A A^T + \sigma_y^2 I)^{-1} (y - A D), \quad r_2 = s^2 p / (s^2 + p)
+    """
+    d = prior.denoise(x, torch.full((x.shape[0],), s, dtype=x.dtype, device=x.device))
+    p = prior.data_variance
+    r2 = s * s * p / (s * s + p)
+    shape = tuple(x.shape)
+    return d + r2 * op.adjoint(op.gram_solve(y - op.A(d), r2, noise_std, shape), shape)
+
+
+def reverse_mean_propagation(
+    y: Tensor,
+    op: _Operator,
+    prior: _Prior,
+    noise_std: Tensor,
+    levels: Tensor,
+    seeds: Tensor,
+    image_shape: tuple[int, ...],
+    *,
+    guidance: Literal["gaussian", "exact"] = "gaussian",
+    noise: Literal["drawn", "antithetic", "control", "none"] = "control",
+    inner_steps: int = 2,
+    step_size: Literal["averaging"] | float = "averaging",
+    relaxation: float = 1.4,
+    anchor: Literal["current", "next"] = "current",
+    covariance: Literal["fixed", "learned"] = "fixed",
+    precision_rate: float = 0.3,
+) -> Tensor:
+    """The estimate of E[x0 | y]: the mean at level 0 of the chain.
+
+    Args:
+        y: measurements (B, ...), from images on [-1, 1].
+        noise_std: (B,) standard deviations of the measurement noise, on the range of ``y``.
+        levels: (T + 1,) noise levels s_0 < ... < s_T.
+        seeds: (B,) int64.
+        image_shape: (B, ...) of the result.
+
+    Returns:
+        float64 tensor of shape ``image_shape``.
+    """
+    y, noise_std = y.double(), noise_std.double()
+    s = levels.tolist()
+    batch = image_shape[0]
+    column = (batch,) + (1,) * (len(image_shape) - 1)
+    elements = math.prod(image_shape[1:])
+    conditioned = prior.condition(y, op, noise_std) if guidance == "exact" else None  # type: ignore[attr-defined]
+
+    def d_y(x: Tensor, level: float) -> Tensor:
+        if conditioned is None:
+            return conditional_mean(x, level, y, op, prior, noise_std)
+        denoised: Tensor = conditioned.denoise(x, torch.full((batch,), level, dtype=torch.float64))
+        return denoised
+
+    m = torch.zeros(image_shape, dtype=torch.float64, device=y.device)
+    j = torch.zeros(column, dtype=torch.float64, device=y.device)  # (1/N) tr dd_y/dx, for learned precision
+    evaluation = 0
+    for k in reversed(range(len(s) - 1)):
+        b2 = s[k + 1] ** 2 - s[k] ** 2
+        v_fixed = b2 * s[k] ** 2 / s[k + 1] ** 2
+        mu = m
+        for i, s1 in enumerate(step_sizes(step_size, relaxation, inner_steps)):
+            level = s[k + 1] if anchor == "next" and i == 0 else s[k]
+            precision = (1 / b2 + (1 - j) / s[k] ** 2).clamp(1 / (4 * v_fixed), 4 / v_fixed)
+            v = 1 / precision if covariance == "learned" else torch.full_like(j, v_fixed)
+            e = normals(seeds, evaluation, 0, elements).reshape(image_shape) if noise != "none" else torch.zeros_like(m)
+            x = mu + v.sqrt() * e
+            d = d_y(x, level)
+            probe = d - mu
+            if noise == "antithetic":
+                mirrored = d_y(mu - v.sqrt() * e, level)
+                probe = (d - mirrored) / 2
+                d = (d + mirrored) / 2
+            point = x if noise == "drawn" else mu
+            g = (m - point) / b2 + (d - point) / s[k] ** 2
+            mu = mu + s1 * v * g
+            if covariance == "learned" and noise != "none":
+                estimate = (e * probe).flatten(1).sum(1).reshape(column) / (v.sqrt() * elements)
+                j = (1 - precision_rate) * j + precision_rate * estimate
+            evaluation += 1
+        m = mu
+    return m

@@ -1,0 +1,96 @@
+"""Grids of noise levels 0 < s_0 < s_1 < ... < s_T, in float64, for images on [-1, 1]."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ._checks import check_positive
+
+__all__ = ["Schedule", "karras", "log", "ve", "vp"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Noise levels of a chain.
+
+    Attributes:
+        levels: (T + 1,) float64, ascending standard deviations of the noise on images in [-1, 1].
+        name: how the grid was made.
+
+    Raises:
+        ValueError: if there are fewer than two levels, or they do not increase, or one is not positive and finite.
+    """
+
+    levels: Tensor
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        levels = torch.as_tensor(self.levels, dtype=torch.float64).flatten().cpu()
+        if levels.numel() < 2:
+            raise ValueError(f"`levels` must hold at least 2 noise levels, got {levels.numel()}")
+        if not bool(torch.isfinite(levels).all()) or levels[0] <= 0 or not bool((levels.diff() > 0).all()):
+            raise ValueError(f"`levels` must be positive, finite and strictly increasing, got {levels.tolist()}")
+        object.__setattr__(self, "levels", levels)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of reverse steps."""
+        return self.levels.numel() - 1
+
+
+def _check_range(steps: int, low: float, high: float) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"`steps` must be an integer, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    check_positive("low", low)
+    check_positive("high", high)
+    if low >= high:
+        raise ValueError(f"`low` must be below `high`, got low={low} and high={high}")
+
+
+def log(steps: int = 10, low: float = 0.05, high: float = 20.0) -> Schedule:
+    """Equal ratios: s_k = low (high / low)^(k / T).
+
+    Args:
+        steps: T >= 1.
+        low, high: s_0 and s_T, standard deviations on [-1, 1].
+    """
+    _check_range(steps, low, high)
+    exponent = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return Schedule(low * (high / low) ** exponent, f"log({steps}, {low:g}, {high:g})")
+
+
+def ve(steps: int = 30, low: float = 0.01, high: float = 50.0) -> Schedule:
+    """The geometric grid of variance-exploding processes (Song and Ermon 2019, arXiv 1907.05600), with their range."""
+    _check_range(steps, low, high)
+    return Schedule(log(steps, low, high).levels, f"ve({steps}, {low:g}, {high:g})")
+
+
+def vp(steps: int = 400, beta_min: float = 1e-4, beta_max: float = 0.02, timesteps: int = 1000) -> Schedule:
+    """The grid of variance-preserving processes (Ho et al. 2020, arXiv 2006.11239) in noise-level coordinates.
+
+    s(t) = sqrt((1 - abar_t) / abar_t) with the linear betas from ``beta_min`` to ``beta_max`` over ``timesteps``; the
+    levels are taken at ``steps`` + 1 equally spaced timesteps from the first to the last, interpolated in log s.
+    """
+    _check_range(steps, beta_min, beta_max)
+    if steps >= timesteps:
+        raise ValueError(f"`steps` must be below `timesteps` = {timesteps}, got {steps}")
+    alphas = (1 - torch.linspace(beta_min, beta_max, timesteps, dtype=torch.float64)).cumprod(0)
+    log_s = 0.5 * ((1 - alphas) / alphas).log()
+    position = torch.linspace(0, timesteps - 1, steps + 1, dtype=torch.float64)
+    below = position.floor().long().clamp(max=timesteps - 2)
+    fraction = position - below
+    return Schedule(((1 - fraction) * log_s[below] + fraction * log_s[below + 1]).exp(), f"vp({steps})")
+
+
+def karras(steps: int = 20, low: float = 0.05, high: float = 20.0, rho: float = 7.0) -> Schedule:
+    """s_k = (low^(1/rho) + k/T (high^(1/rho) - low^(1/rho)))^rho (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    _check_range(steps, low, high)
+    check_positive("rho", rho)
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    levels = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    return Schedule(levels, f"karras({steps}, {low:g}, {high:g})")

@@ -1,0 +1,326 @@
+"""The chain on every backend against the float64 reference, its promises to callers, and what it refuses."""
+
+import gc
+import threading
+
+import pytest
+import torch
+
+import rmp_fast as rmp
+from rmp_fast import backends, operators
+
+FAST = [name for name in ("cpu", "torch") if name == "torch" or backends.core_error is None]
+
+
+def denoiser(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """Smooth, non-linear, per item, any dtype: a stand-in whose chain can be followed in float64."""
+    s = s.reshape(-1, *[1] * (x.ndim - 1))
+    blurred = (x + x.roll(1, -1) + x.roll(1, -2)) / 3
+    return torch.tanh((x + s * blurred) / (1 + s + s * s))
+
+
+PRIOR = rmp.priors.from_denoiser(denoiser, data_variance=0.5)
+
+
+def mask(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.4
+
+
+OPERATORS = {
+    "denoising": lambda: operators.Denoising(),
+    "inpainting": lambda: operators.Inpainting(mask((9, 11))),
+    "inpainting per item": lambda: operators.Inpainting(mask((3, 1, 9, 11))),
+    "super-resolution": lambda: operators.SuperResolution(4),
+    "bicubic": lambda: operators.SuperResolution(2, filter="bicubic"),
+    "gaussian blur": lambda: operators.GaussianBlur(1.2),
+    "circular blur": lambda: operators.Blur(torch.rand(3, 5), boundary="circular"),
+    "reflected blur": lambda: operators.Blur(torch.rand(3, 5), boundary="reflect"),
+}
+SHAPE = (3, 2, 9, 11)
+
+
+def measure(op: operators.Operator, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    y = op.A(torch.rand(shape, generator=generator) * 2 - 1)
+    return y + 0.1 * torch.randn(y.shape, generator=generator)
+
+
+def run(op: operators.Operator, y: torch.Tensor, shape: tuple[int, ...] = SHAPE, **options: object) -> torch.Tensor:
+    seeds = torch.tensor([7, -3, 2**40])[: shape[0]]
+    settings = {"noise_std": torch.tensor([0.05, 0.1, 0.2])[: shape[0]], "schedule": rmp.schedules.log(4, 0.05, 10.0)}
+    return rmp.Plan(op, PRIOR, shape, **{**settings, **options}).execute(y, seeds).mean
+
+
+def assert_chains_agree(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    # a chain is a few hundred float32 operations of contraction 1: rounding errors add up to a few 1e-6 of the size,
+    # and the Gram solves of nearly singular systems lose another factor of 10
+    error = (actual.double() - expected).norm() / expected.norm()
+    assert error < 1e-4 and abs(float((actual.double() - expected).mean())) < 1e-5
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("noise", rmp.plan.NOISES)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_chain_follows_the_reference(backend: str, name: str, noise: str) -> None:
+    op = OPERATORS[name]()
+    y = measure(op)
+    assert_chains_agree(run(op, y, noise=noise, backend=backend), run(op, y, noise=noise, backend="reference"))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": rmp.schedules.ve(3)},
+        {"schedule": rmp.schedules.vp(5), "inner_steps": 1},
+        {"anchor": "next", "inner_steps": 3},
+        {"step_size": 0.2, "noise": "drawn", "inner_steps": 5},
+        {"covariance": "learned", "noise": "control"},
+        {"covariance": "learned", "noise": "drawn", "inner_steps": 4},
+        {"covariance": "learned", "noise": "antithetic"},
+    ],
+    ids=str,
+)
+def test_options_follow_the_reference(backend: str, options: dict[str, object]) -> None:
+    op = OPERATORS["inpainting"]()
+    y = measure(op)
+    assert_chains_agree(run(op, y, backend=backend, **options), run(op, y, backend="reference", **options))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("name", ["inpainting per item", "super-resolution"])
+def test_an_item_alone_is_the_item_in_a_batch_to_the_bit(backend: str, name: str) -> None:
+    op = OPERATORS[name]()
+    y = measure(op)
+    noise, seeds = torch.tensor([0.05, 0.1, 0.2]), torch.tensor([5, 6, 7])
+    together = rmp.Plan(op, PRIOR, SHAPE, noise, backend=backend).execute(y, seeds).mean
+    if name == "inpainting per item":
+        op = operators.Inpainting(mask((3, 1, 9, 11))[1:2])
+    alone = rmp.Plan(op, PRIOR, (1, *SHAPE[1:]), noise[1:2], backend=backend).execute(y[1:2], seeds[1:2]).mean
+    assert torch.equal(alone[0], together[1])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_the_same_seeds_give_the_same_bits_and_others_do_not(backend: str) -> None:
+    op = OPERATORS["gaussian blur"]()
+    y = measure(op)
+    plan = rmp.Plan(op, PRIOR, SHAPE, 0.1, backend=backend)
+    first = plan.execute(y, torch.tensor([0, 1, 2])).mean
+    other = plan.execute(y, torch.tensor([3, 4, 5])).mean
+    again = plan.execute(y).mean  # the default seeds are 0, 1, 2
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_caller_range_is_converted_at_the_edge() -> None:
+    op = OPERATORS["super-resolution"]()
+    y = measure(op)
+    inside = rmp.Plan(op, PRIOR, SHAPE, 0.1).execute(y).mean
+    outside = rmp.Plan(op, PRIOR, SHAPE, 0.1 * 127.5, data_range=(0, 255)).execute((y + 1) * 127.5).mean
+    torch.testing.assert_close(outside / 127.5 - 1, inside, rtol=0, atol=2e-5)  # 255 in float32 has steps of 1.5e-5
+
+
+def test_noise_std_is_the_standard_deviation_in_the_callers_range() -> None:
+    """Denoising with D = prior mean, known: E[x0 | y] = p / (p + sy^2) y, in units of the caller."""
+    flat = rmp.priors.from_denoiser(lambda x, s: x * 0.5 / (0.5 + s.reshape(-1, 1, 1, 1) ** 2), data_variance=0.5)
+    y = torch.rand(1, 1, 8, 8)
+    plan = rmp.Plan(
+        operators.Denoising(), flat, y.shape, 0.25, data_range=(0, 1), noise="none", anchor="next", step_size=1.0,
+        inner_steps=1, schedule=rmp.schedules.log(5, 0.001, 1e4),
+    )  # fmt: skip
+    expected = 0.5 + (y - 0.5) * 0.5 / (0.5 + 0.5**2)  # 0.25 on [0, 1] is 0.5 on [-1, 1]
+    torch.testing.assert_close(plan.execute(y).mean, expected, rtol=0, atol=1e-4)
+
+
+def test_empty_batch_gives_an_empty_estimate() -> None:
+    estimate = rmp.Plan(operators.Denoising(), PRIOR, (0, 3, 8, 8), 0.1).execute(torch.zeros(0, 3, 8, 8))
+    assert estimate.mean.shape == (0, 3, 8, 8) and estimate.ok.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_diverging_item_is_marked_and_its_neighbours_are_unharmed(backend: str) -> None:
+    def breaks(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        out = denoiser(x, s)
+        if s[0] < 1 and len(out) == 3:
+            out[1, 0, 0, 0] = float("nan")
+        return out
+
+    op = operators.Denoising()
+    y = measure(op)
+    healthy = rmp.Plan(op, PRIOR, SHAPE, 0.1, backend=backend).execute(y).mean
+    sick = rmp.priors.from_denoiser(breaks, data_variance=0.5)
+    estimate = rmp.Plan(op, sick, SHAPE, 0.1, backend=backend).execute(y)
+    assert estimate.ok.tolist() == [True, False, True]
+    assert torch.isfinite(estimate.mean).all()
+    assert torch.equal(estimate.mean[[0, 2]], healthy[[0, 2]])
+
+
+def test_strided_measurements_and_out_are_taken_and_nothing_of_the_callers_changes() -> None:
+    op = operators.Denoising()
+    y = measure(op)
+    strided = y.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+    before, seeds = strided.clone(), torch.tensor([1, 2, 3])
+    out = torch.empty(3, 9, 11, 2).permute(0, 3, 1, 2)
+    plan = rmp.Plan(op, PRIOR, SHAPE, 0.1)
+    estimate = plan.execute(strided, seeds, out=out)
+    assert estimate.mean is out
+    assert torch.equal(out, plan.execute(y, seeds).mean)
+    assert torch.equal(strided, before) and seeds.tolist() == [1, 2, 3]
+
+
+def test_reconstruct_finds_the_image_shape() -> None:
+    y = measure(OPERATORS["super-resolution"](), (1, 1, 8, 12))
+    estimate = rmp.reconstruct(y, operators.SuperResolution(4), PRIOR, noise_std=0.1)
+    assert estimate.mean.shape == (1, 1, 8, 12)
+    assert estimate.stats["evaluations"] == 20 and estimate.stats["backward_evaluations"] == 0
+
+
+@pytest.mark.parametrize("noise", rmp.plan.NOISES)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_plan_owns_at_most_six_images_whatever_its_steps(name: str, noise: str) -> None:
+    shape = (1, 1, 64, 64)
+    op = operators.Inpainting(mask((64, 64))) if name.startswith("inpainting") else OPERATORS[name]()
+    image = 64 * 64 * 4
+    sizes = [
+        rmp.Plan(op, PRIOR, shape, 0.1, noise=noise, schedule=rmp.schedules.log(steps)).buffer_bytes
+        for steps in (2, 50)
+    ]
+    per_look = 48 * 2 * 8 * 4  # the coefficient table
+    assert sizes[1] - sizes[0] == per_look
+    assert sizes[0] <= 6.2 * image  # half-spectra are (W / 2 + 1) / (W / 2) images
+
+
+def test_a_plan_refuses_a_second_thread() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def waits(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        entered.set()
+        leave.wait(10)
+        return denoiser(x, s)
+
+    op = operators.Denoising()
+    y = measure(op)
+    plan = rmp.Plan(op, rmp.priors.from_denoiser(waits, data_variance=0.5), SHAPE, 0.1)
+    worker = threading.Thread(target=plan.execute, args=(y,))
+    worker.start()
+    entered.wait(10)
+    try:
+        with pytest.raises(RuntimeError, match="executing in another thread; make one plan per thread"):
+            plan.execute(y)
+    finally:
+        leave.set()
+        worker.join()
+    assert plan.execute(y).ok.all()
+
+
+def test_threads_execute_different_plans_at_once() -> None:
+    op = OPERATORS["inpainting"]()
+    ys = [measure(op, seed=k) for k in range(4)]
+    plans = [rmp.Plan(op, PRIOR, SHAPE, 0.1) for _ in ys]
+    expected = [plan.execute(y).mean for plan, y in zip(plans, ys, strict=True)]
+    results: list[list[torch.Tensor]] = [[] for _ in ys]
+
+    def work(k: int) -> None:
+        results[k].extend(plans[k].execute(ys[k]).mean for _ in range(20))
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for k in range(4):
+        assert len(results[k]) == 20 and all(torch.equal(r, expected[k]) for r in results[k])
+
+
+def test_ten_thousand_executions_leave_nothing_behind() -> None:
+    op = operators.Inpainting(torch.ones(4, 4, dtype=torch.bool))
+    still = rmp.priors.from_denoiser(lambda x, s: x, data_variance=0.5)
+    plan = rmp.Plan(op, still, (1, 1, 4, 4), 0.1, schedule=rmp.schedules.log(1), inner_steps=1)
+    y = torch.zeros(1, 1, 4, 4)
+
+    def resident() -> int:
+        gc.collect()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1])
+
+    for _ in range(500):
+        plan.execute(y)
+    objects, pages = len(gc.get_objects()), resident()
+    for _ in range(10_000):
+        plan.execute(y)
+    # 10,000 leaked 64-byte images would be 156 pages of 4 kB
+    assert resident() - pages < 100 and len(gc.get_objects()) - objects < 50
+
+
+def plan_with(**changes: object) -> rmp.Plan:
+    arguments = {"op": operators.Denoising(), "prior": PRIOR, "shape": SHAPE, "noise_std": 0.1, **changes}
+    return rmp.Plan(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"shape": (3, 9, 11)}, ValueError, r"`shape` must be \(B, C, H, W\) or \(B, N\)"),
+        ({"shape": (3, 0, 9, 11)}, ValueError, "positive sizes"),
+        ({"noise_std": -0.1}, ValueError, "`noise_std` must be finite and >= 0"),
+        ({"noise_std": None}, ValueError, "`noise_std` must be given"),
+        ({"noise_std": "0.1"}, TypeError, "`noise_std` must be a number or a tensor"),
+        (
+            {"noise_std": torch.ones(2)},
+            ValueError,
+            r"`noise_std` must be a number or have shape \(B,\) = \(3,\), got \(2,\)",
+        ),
+        ({"guidance": "gausian"}, ValueError, "did you mean 'gaussian'"),
+        ({"guidance": "exact"}, ValueError, "`guidance` 'exact' cannot serve .* those that can: 'gaussian'"),
+        ({"noise": "drown"}, ValueError, "did you mean 'drawn'"),
+        ({"inner_steps": 0}, ValueError, "`inner_steps` must be at least 1, got 0"),
+        ({"inner_steps": 2.0}, TypeError, "`inner_steps` must be an integer"),
+        ({"step_size": -1.0}, ValueError, "`step_size` must be a finite number > 0"),
+        ({"step_size": "averagin"}, ValueError, "did you mean 'averaging'"),
+        ({"anchor": "last"}, ValueError, "`anchor` must be one of 'current', 'next'"),
+        ({"covariance": "learned", "noise": "none"}, ValueError, "`covariance` 'learned' needs perturbed looks"),
+        ({"backend": "cuda"}, ValueError, "`backend` must be one of"),
+        ({"backend": "cpu", "dtype": torch.float64}, ValueError, "`backend` 'cpu' cannot be used"),
+        ({"data_range": (1, 1)}, ValueError, r"`data_range` must be \(low, high\) with low < high"),
+        ({"op": torch.nn.Identity()}, TypeError, "`op` must be an rmp_fast operator, got Identity"),
+        ({"prior": denoiser}, TypeError, "`prior` must be an rmp_fast prior, got function"),
+        ({"schedule": [1.0, 2.0]}, TypeError, "`schedule` must be"),
+        ({"op": operators.Inpainting(torch.ones(5, 5, dtype=torch.bool))}, ValueError, r"\(5, 5\)"),
+    ],
+    ids=str,
+)
+def test_plans_refuse(changes: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        plan_with(**changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"y": torch.zeros(3, 2, 9, 10)}, ValueError, r"`y` must have shape \(B, C, H, W\) = \(3, 2, 9, 11\), got \(3, 2, 9, 10\)"),
+        ({"y": torch.zeros(SHAPE, dtype=torch.uint8)}, TypeError, "`y` must be a floating-point tensor, got torch.uint8"),
+        ({"y": [[0.0]]}, TypeError, "`y` must be a torch.Tensor, got list"),
+        ({"y": torch.zeros(SHAPE, device="meta")}, ValueError, "`y` must be on device cpu, got meta"),
+        ({"y": torch.full(SHAPE, float("nan"))}, ValueError, "`y` must be finite, got NaN or infinity in item 0, 1, 2"),
+        ({"seeds": torch.zeros(3)}, TypeError, "`seeds` must be int64, got torch.float32"),
+        ({"seeds": torch.zeros(2, dtype=torch.int64)}, ValueError, r"`seeds` must have shape \(B,\) = \(3,\), got \(2,\)"),
+        ({"out": torch.zeros(3, 2, 9, 12)}, ValueError, "`out` must have shape"),
+        ({"noise_std": torch.tensor([0.1, -0.1, 0.1])}, ValueError, "`noise_std` must be finite and >= 0"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_executions_refuse(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        plan_with().execute(**{"y": torch.zeros(SHAPE), **arguments})
+
+
+@pytest.mark.skipif(backends.core_error is not None, reason="the compiled extension is not built")
+def test_a_prior_that_returns_something_else_is_refused_before_its_memory_is_read() -> None:
+    class Transposed(rmp.priors.Prior):
+        name, data_variance = "transposed", 0.5
+
+        def denoise(self, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+            return x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+
+    plan = plan_with(prior=Transposed(), backend="cpu")
+    with pytest.raises(ValueError, match="the prior must return a contiguous float32 tensor"):
+        plan.execute(torch.zeros(SHAPE))

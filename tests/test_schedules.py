@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+
+from rmp_fast import schedules
+
+
+def test_log_has_equal_ratios_between_its_ends() -> None:
+    levels = schedules.log(10, 0.05, 20.0).levels
+    assert levels.dtype == torch.float64 and levels.shape == (11,)
+    torch.testing.assert_close(levels[1:] / levels[:-1], torch.full((10,), 400**0.1, dtype=torch.float64))
+    assert math.isclose(levels[0], 0.05) and math.isclose(levels[-1], 20)
+
+
+def test_vp_is_the_ddpm_grid_in_noise_level_coordinates() -> None:
+    levels = schedules.vp(999).levels
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    torch.testing.assert_close(levels, ((1 - abar) / abar).sqrt())
+    assert schedules.vp(400).steps == 400
+
+
+def test_karras_is_linear_in_the_root() -> None:
+    root = schedules.karras(8, 0.1, 10.0, rho=3.0).levels ** (1 / 3)
+    torch.testing.assert_close(root.diff(), root.diff()[:1].expand(8))
+
+
+@pytest.mark.parametrize("make", [schedules.log, schedules.ve, schedules.vp, schedules.karras])
+def test_one_step_is_enough(make: object) -> None:
+    assert make(1).steps == 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: schedules.log(0), "`steps` must be at least 1, got 0"),
+        (lambda: schedules.log(5, 2.0, 1.0), "`low` must be below `high`, got low=2.0 and high=1.0"),
+        (lambda: schedules.log(5, -1.0), "`low` must be a finite number > 0, got -1.0"),
+        (lambda: schedules.vp(1000), "`steps` must be below `timesteps` = 1000, got 1000"),
+        (lambda: schedules.Schedule(torch.tensor([1.0, 1.0])), "strictly increasing"),
+        (lambda: schedules.Schedule(torch.tensor([0.0, 1.0])), "positive"),
+        (lambda: schedules.Schedule(torch.tensor([1.0])), "at least 2 noise levels, got 1"),
+    ],
+)
+def test_refusals(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
