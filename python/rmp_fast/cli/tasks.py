@@ -99,7 +99,8 @@ def resolve(given: argparse.Namespace) -> Settings:
         raise UsageError(f"`--operator` must be given: how the images were degraded, one of {', '.join(TASKS)}")
     name = choice("--operator", given.operator, tuple(TASKS))
     task = TASKS[name]
-    stated = {key: getattr(given, key) for key in OPTIONS if getattr(given, key) not in (None, False)}
+    values = {key: getattr(given, key) for key in OPTIONS}
+    stated = {key: value for key, value in values.items() if value is not None and value is not False}
     for key in stated:
         if key not in task.simulated:
             users = ", ".join(n for n, t in TASKS.items() if key in t.simulated)
