@@ -29,13 +29,13 @@ NaturalStep::NaturalStep(const Buffers& buffers, bool drawn, const std::string& 
   params_.next_mean = image(buffers.next_mean, "next_mean");
   params_.input = image(buffers.input, "input");
   if (!buffers.input_mirror.is_none()) params_.input_mirror = image(buffers.input_mirror, "input_mirror");
-  if (antithetic && !params_.input_mirror) {
+  if (antithetic && buffers.input_mirror.is_none()) {
     throw py::value_error("`input_mirror` must be given when `antithetic` is set");
   }
   if (antithetic && drawn) {
     throw py::value_error("`drawn` and `antithetic` exclude each other: the average of a pair is the mean");
   }
-  if (params_.size && params_.input_mirror == params_.input) {
+  if (params_.input_mirror && params_.input_mirror == params_.input) {
     throw py::value_error("`input_mirror` must be another tensor than `input`");
   }
 

@@ -14,7 +14,7 @@ from rmp_fast.priors.unet import UNetConfig
 from rmp_fast.training.train import RECIPES, Recipe, learning_rate, to_float, train
 
 RECIPE = Recipe(
-    config=UNetConfig(channels=1, widths=(8, 8)), batch=2, crops=((16, 0.5), (32, 0.5)), log_level_mean=-1.0,
+    config=UNetConfig(channels=1, widths=(8, 8)), batch=4, crops=((16, 0.5), (32, 0.5)), log_level_mean=-1.0,
     log_level_std=1.0, steps=6, data_variance=0.3,
 )  # fmt: skip
 
