@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from rmp_fast import ops
 from rmp_fast.operators import (
     Blur,

@@ -9,6 +9,8 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 import torch
+from torch import Tensor
+
 from rmp_fast import ops
 from rmp_fast.operators import (
     REGISTRY,
@@ -23,7 +25,6 @@ from rmp_fast.operators import (
     random_mask,
 )
 from rmp_fast.operators.resampling import bicubic_matrix
-from torch import Tensor
 
 NUMPY_MODES = {"circular": "wrap", "reflect": "symmetric", "replicate": "edge"}
 SCIPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "nearest"}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
+
 from rmp_fast import ops
 from rmp_fast.operators import (
     REGISTRY,
@@ -28,7 +30,6 @@ from rmp_fast.operators import (
     motion_kernel,
     random_mask,
 )
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

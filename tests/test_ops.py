@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from rmp_fast import ops
 from rmp_fast.operators import Blur, GaussianBlur, Inpainting, SuperResolution, motion_kernel, random_mask
-from torch import Tensor
 
 SIZES = [(0, 3, 8, 8), (1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 65), (3, 1, 64, 31)]
 sizes = pytest.mark.parametrize("shape", SIZES, ids=lambda s: "x".join(map(str, s)))

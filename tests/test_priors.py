@@ -97,7 +97,7 @@ def test_gaussian_refuses_an_asymmetric_covariance() -> None:
 
 def test_unknown_bundled_prior_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match="`name` must be one of 'fashion', 'photo', got 'fotos'; did you mean 'photo'?"
+        ValueError, match=r"`name` must be one of 'fashion', 'photo', got 'fotos'; did you mean 'photo'\?"
     ):
         rmp.priors.load("fotos")
 
@@ -117,7 +117,8 @@ def test_network_takes_any_size_and_keeps_items_apart(size: tuple[int, int]) -> 
     prior = rmp.priors.NetworkPrior(network, channels=3, data_variance=0.25)
     x, s = torch.randn(3, 3, *size), torch.tensor([0.1, 1.0, 30.0])
     out = prior.denoise(x, s)
-    assert out.shape == x.shape and out.is_contiguous()
+    assert out.shape == x.shape
+    assert out.is_contiguous()
     # float32 convolutions choose their order of summation by the shape: equal to rounding, not to the bit
     torch.testing.assert_close(prior.denoise(x[1:2], s[1:2]), out[1:2], rtol=1e-4, atol=1e-4)
 
@@ -147,4 +148,5 @@ def test_bundled_prior_denoises_and_credits_its_data(name: str) -> None:
         noisy = clean + level * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         error = (prior.denoise(noisy, torch.tensor([level])) - clean).square().mean()
         # better than leaving the image as it is, and never worse than a blank image is by more than a factor 2
-        assert error < level**2 and error < 2 * clean.square().mean() + 0.5
+        assert error < level**2
+        assert error < 2 * clean.square().mean() + 0.5

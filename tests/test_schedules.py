@@ -8,9 +8,11 @@ from rmp_fast import schedules
 
 def test_log_has_equal_ratios_between_its_ends() -> None:
     levels = schedules.log(10, 0.05, 20.0).levels
-    assert levels.dtype == torch.float64 and levels.shape == (11,)
+    assert levels.dtype == torch.float64
+    assert levels.shape == (11,)
     torch.testing.assert_close(levels[1:] / levels[:-1], torch.full((10,), 400**0.1, dtype=torch.float64))
-    assert math.isclose(levels[0], 0.05) and math.isclose(levels[-1], 20)
+    assert math.isclose(levels[0], 0.05)
+    assert math.isclose(levels[-1], 20)
 
 
 def test_vp_is_the_ddpm_grid_in_noise_level_coordinates() -> None:

@@ -65,7 +65,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def check_positive(name: str, value: float, *, allow_zero: bool = False) -> float:
-    """Return ``value`` as a float if it is finite and positive (or zero where allowed); else TypeError or ValueError."""
+    """Return ``value`` as a float if it is finite and positive (or zero where allowed), else raise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
     number = float(value)

@@ -10,7 +10,7 @@ from .priors import GaussianMixture, Prior
 
 __all__ = ["GUIDANCES", "check_guidance", "noise_ratio", "usable"]
 
-#: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``exact``: E[x0 | x, y] in closed form.
+#: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``exact``: E[x0 | x, y].
 GUIDANCES = ("gaussian", "exact")
 
 

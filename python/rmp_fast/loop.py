@@ -19,8 +19,11 @@ __all__ = ["CompiledStep", "Step", "run"]
 class Step(Protocol):
     """mean <- mean + s1 v g(x), and the next perturbed input, bound to the plan's buffers."""
 
-    def perturb(self, look: int, evaluation: int) -> None: ...
-    def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None: ...
+    def perturb(self, look: int, evaluation: int) -> None:
+        """Write the first perturbed input."""
+
+    def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
+        """Take the step of row ``look`` and write the input of the next, with the normals of ``evaluation``."""
 
 
 def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
@@ -50,7 +53,7 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
 
 
 class CompiledStep:
-    """The step of the compiled extension. It takes addresses, so what the prior returned is checked here, every time."""
+    """The compiled step. It takes addresses, so what the prior returned is checked here, every time."""
 
     def __init__(self, **buffers: Any) -> None:
         from . import _core
@@ -63,6 +66,7 @@ class CompiledStep:
         self.perturb = self._bound.perturb
 
     def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
+        """See :class:`Step`; ValueError where ``denoised`` is not what the buffers were bound for."""
         if denoised.shape != self._shape or denoised.dtype != torch.float32 or not denoised.is_contiguous():
             raise ValueError(
                 f"the prior must return a contiguous float32 tensor of shape {tuple(self._shape)}, "

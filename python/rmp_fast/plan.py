@@ -17,7 +17,7 @@ from .backends import resolve
 from .guidance import check_guidance, noise_ratio
 from .operators import Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
-from .priors import Prior
+from .priors import GaussianMixture, Prior
 from .torch_step import TorchStep
 
 __all__ = ["NOISES", "Estimate", "Plan", "reconstruct"]
@@ -116,7 +116,7 @@ class Plan:
             check_choice("step_size", step_size, ("averaging",))
         else:
             step_size = check_positive("step_size", step_size)
-        self.step_size: Literal["averaging"] | float = step_size  # type: ignore[assignment]
+        self.step_size = step_size
         self.relaxation = check_positive("relaxation", relaxation)
         self.precision_rate = check_positive("precision_rate", precision_rate)
         self.device = torch.device("cpu" if device is None else device)
@@ -198,7 +198,7 @@ class Plan:
         self.result = self._means[self.schedule.steps % 2]
 
     def set_noise_std(self, noise_std: float | Tensor) -> None:
-        """Change the measurement noise (a number or (B,), standard deviation in the caller's range) and what follows from it.
+        """Change the measurement noise, a number or (B,), a standard deviation in the caller's range.
 
         Raises:
             TypeError, ValueError: unless ``noise_std`` is finite, >= 0 and of that shape.
@@ -285,7 +285,8 @@ class Plan:
         conditioned: Prior | None = None
         if self.guidance == "exact":
             looks = torch.cat([measured] * self._copies)
-            conditioned = self.prior.condition(looks, self.op, self.noise_std.repeat(self._copies))  # type: ignore[attr-defined]
+            assert isinstance(self.prior, GaussianMixture)  # check_guidance saw to it
+            conditioned = self.prior.condition(looks, self.op, self.noise_std.repeat(self._copies))
         else:
             self.data.copy_(self._form_data(measured))
         self.solve_residual.zero_()
@@ -325,7 +326,16 @@ class Plan:
         return denoised
 
     def _run_reference(self, measured: Tensor, stats: Stats) -> Tensor:
-        names = "guidance noise inner_steps step_size relaxation anchor covariance precision_rate".split()
+        names = [
+            "guidance",
+            "noise",
+            "inner_steps",
+            "step_size",
+            "relaxation",
+            "anchor",
+            "covariance",
+            "precision_rate",
+        ]
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         with torch.no_grad():
             return reference.reverse_mean_propagation(

@@ -32,12 +32,14 @@ class _Components:
         return self.log_weights - 0.5 * quadratic, centred, variance
 
     def log_density(self, x: Tensor, s: Tensor) -> Tensor:
-        return torch.logsumexp(self._log_terms(x, s)[0], dim=1)
+        out: Tensor = torch.logsumexp(self._log_terms(x, s)[0], dim=1)
+        return out
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         terms, centred, variance = self._log_terms(x, s)
         each = self.means + (self.vectors @ (centred * self.values / variance)[..., None])[..., 0]
-        return (terms.softmax(1)[..., None] * each).sum(1)
+        out: Tensor = (terms.softmax(1)[..., None] * each).sum(1)
+        return out
 
     def mean(self) -> Tensor:
         return (self.log_weights.softmax(1)[..., None] * self.means).sum(1)
@@ -96,11 +98,13 @@ class GaussianMixture(Prior):
         self.data_variance = float((weights[:, None] * second).sum(0).mean())
 
     def check_image_shape(self, shape: tuple[int, ...]) -> None:
+        """ValueError unless ``shape`` is (B, N)."""
         elements = self.means.shape[1]
         if len(shape) != 2 or shape[1] != elements:
             raise ValueError(f"`shape` must be (B, N) = (B, {elements}) for the prior {self.name!r}, got {shape}")
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        """D(x, s) for x (B, N) and s (B,), computed in float64."""
         return self.components.denoise(x.double(), s.double()).to(x.dtype)
 
     def log_density(self, x: Tensor, s: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_positive
@@ -47,6 +49,7 @@ class NetworkPrior(Prior):
         return self
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        """D(x, s) for x (B, C, H, W) and s (B,), computed in float32."""
         grey = x.shape[1] != self.network_channels
         image = x.float()
         if grey:
@@ -77,15 +80,14 @@ def load(name: str) -> NetworkPrior:
     check_choice("name", name, BUNDLED)
     path = _FOLDER / f"{name}.safetensors"
     try:
-        with safe_open(path, framework="pt") as file:
-            info = dict(file.metadata())
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+        info = metadata(name)
+        state = {key: value.float() for key, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise RuntimeError(
             f"the weights of the prior {name!r} cannot be read from {path}: {error}; reinstall"
         ) from error
-    fields = json.loads(info["config"])
-    config = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(info["config"]).items()}
+    config = UNetConfig(**fields)
     network = DenoiserUNet(config)
     network.load_state_dict(state)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 __all__ = ["DenoiserUNet", "UNetConfig"]
 
@@ -77,8 +77,20 @@ class _ResidualBlock(nn.Module):
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(x))
         h = torch.addcmul(shift, h, 1 + scale)
-        h = self.conv2(F.silu(h))
-        return x + h
+        out: Tensor = x + self.conv2(F.silu(h))
+        return out
+
+
+class _Group(nn.ModuleList):
+    """The residual blocks of one resolution."""
+
+    def __init__(self, blocks: int, width: int, embedding: int) -> None:
+        super().__init__(_ResidualBlock(width, embedding) for _ in range(blocks))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class DenoiserUNet(nn.Module):
@@ -86,9 +98,9 @@ class DenoiserUNet(nn.Module):
 
     .. math:: D(x, s) = m + c_{skip} (x - m) + c_{out} F(c_{in} (x - m), \log s)
 
-    with m = ``config.data_mean`` and sigma_data = ``config.data_std`` (Karras et al. 2022, arXiv 2206.00364, Table 1, last column). F is a U-Net
-    without normalisation layers. Any height and width: the input is padded by reflection (by repetition where it is
-    too small to reflect) to a multiple of ``config.multiple`` and the output cropped back.
+    with m = ``config.data_mean`` and sigma_data = ``config.data_std`` (Karras et al. 2022, arXiv 2206.00364, Table 1,
+    last column). F is a U-Net without normalisation layers. Any height and width: the input is padded by reflection (by
+    repetition where it is too small to reflect) to a multiple of ``config.multiple`` and the output cropped back.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -97,10 +109,10 @@ class DenoiserUNet(nn.Module):
         widths, blocks, emb = config.widths, config.blocks, config.embedding
         self.level = _LevelEmbedding(emb)
         self.first = nn.Conv2d(4 * config.channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.ModuleList(_ResidualBlock(w, emb) for _ in range(blocks)) for w in widths)
+        self.down = nn.ModuleList(_Group(blocks, w, emb) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in itertools.pairwise(widths))
-        self.up = nn.ModuleList(nn.ModuleList(_ResidualBlock(w, emb) for _ in range(blocks)) for w in widths[:-1])
+        self.up = nn.ModuleList(_Group(blocks, w, emb) for w in widths[:-1])
         self.last = nn.Conv2d(widths[0], 4 * config.channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
 
@@ -116,15 +128,13 @@ class DenoiserUNet(nn.Module):
         h = self.first(h)
         skips = []
         for i, group in enumerate(self.down):
-            for block in group:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = group(h, emb)
             if i < len(self.shrink):
                 skips.append(h)
                 h = self.shrink[i](h)
         for i in reversed(range(len(self.up))):
             h = self.grow[i](h) + skips[i]
-            for block in self.up[i]:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = self.up[i](h, emb)
         h = F.pixel_shuffle(self.last(F.silu(h)), 2)
         out = self.config.data_mean + x * (data * data / var) + h * (sigma * data * var.rsqrt())
         return out[..., :height, :width]
@@ -143,4 +153,5 @@ def edm_loss(net: DenoiserUNet, clean: Tensor, noisy: Tensor, s: Tensor) -> Tens
     """Mean of ||D - x0||^2 / c_out^2: every level weighs the same (EDM, eq. 8)."""
     data = net.config.data_std
     weight = (s * s + data * data) / (s * data) ** 2
-    return ((net(noisy, s) - clean).square().mean(dim=(1, 2, 3)) * weight).mean()
+    error: Tensor = net(noisy, s) - clean
+    return (error.square().mean(dim=(1, 2, 3)) * weight).mean()

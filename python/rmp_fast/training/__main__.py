@@ -17,6 +17,7 @@ from rmp_fast.training.train import RECIPES, FashionBatches, PhotoBatches, train
 
 
 def main() -> None:
+    """Parse the command line and train."""
     home = pathlib.Path.home() / ".cache" / "rmp_fast"
     parser = argparse.ArgumentParser(prog="python -m rmp_fast.training", description=__doc__)
     parser.add_argument("prior", choices=sorted(RECIPES))

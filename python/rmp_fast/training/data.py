@@ -14,7 +14,7 @@ __all__ = ["PHOTOS", "fashion_images", "photo_pyramid"]
 
 FASHION_PACKAGE = "dataset-fashion-mnist"
 
-#: The photographs (no drawings or renderings): (package, file, author and licence as the package's copyright file has them).
+#: The photographs (no drawings or renderings): package, file, author and licence as its copyright file has them.
 PHOTOS: tuple[tuple[str, str, str, str], ...] = (
     ("lomiri-wallpapers-16.04", "Bridge_by_Sander_Klootwijk.jpg", "Sander Klootwijk", "CC-BY-SA-4.0"),
     ("lomiri-wallpapers-16.04", "Dragonfly_by_Bolly.jpg", "Bolly", "CC-BY-SA-4.0"),
@@ -96,7 +96,7 @@ def photo_pyramid(cache: pathlib.Path) -> list[list[np.ndarray]]:
     """Every training photograph at the short sides of :data:`PYRAMID`.
 
     Returns:
-        one list per photograph of uint8 arrays (3, H, W), largest first; a size the original does not reach is left out.
+        one list per photograph of uint8 arrays (3, H, W), largest first, without sizes the original does not reach.
     """
     from sklearn.datasets import load_sample_image
 

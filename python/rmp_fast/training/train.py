@@ -37,16 +37,18 @@ class Recipe:
 RECIPES = {
     "fashion": Recipe(
         config=UNetConfig(channels=1, widths=(64, 80, 96), data_mean=-0.56, data_std=0.67),
-        batch=64, crops=((32, 1.0),), log_level_mean=-0.9, log_level_std=1.2, steps=24000, data_variance=0.6,
+        batch=64, crops=((32, 1.0),), log_level_mean=-0.9, log_level_std=1.2, steps=9400, data_variance=0.6,
     ),
     "photo": Recipe(
         config=UNetConfig(channels=3, widths=(48, 96, 112, 80), data_std=0.5),
-        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=24000, data_variance=0.25,
+        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=10000,
+        data_variance=0.25,
     ),
 }  # fmt: skip
 
 
 def to_float(pixels: np.ndarray) -> Tensor:
+    """uint8 pixels as float32 on [-1, 1]."""
     return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
 
 
@@ -61,11 +63,14 @@ class Batches(Protocol):
 
 
 class FashionBatches:
+    """Images of the Fashion-MNIST training set, as they are."""
+
     def __init__(self, cache: pathlib.Path) -> None:
         self.images = data.fashion_images(cache, "train")
         self.sources = [{"package": data.FASHION_PACKAGE, "author": "Zalando SE", "licence": "MIT"}]
 
     def draw(self, side: int, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """As :class:`Batches`."""
         clean = to_float(self.images[rng.integers(len(self.images), size=count)])
         return clean, torch.from_numpy(rng.standard_normal(clean.shape, np.float32))
 
@@ -80,6 +85,7 @@ class PhotoBatches:
         self.weights = [weight for _, weight in data.PYRAMID]
 
     def crop(self, side: int, rng: np.random.Generator) -> np.ndarray:
+        """One uint8 crop (3, side, side) from a random photograph and reduction."""
         levels = [a for a in self.pyramids[rng.integers(len(self.pyramids))] if min(a.shape[1:]) >= side]
         weights = np.array(self.weights[-len(levels) :])
         image = levels[rng.choice(len(levels), p=weights / weights.sum())]
@@ -92,6 +98,7 @@ class PhotoBatches:
         return patch[:, :: rng.choice((1, -1)), :: rng.choice((1, -1))]
 
     def draw(self, side: int, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """As :class:`Batches`."""
         clean = to_float(np.stack([self.crop(side, rng) for _ in range(count)]))
         contrast = torch.from_numpy(rng.uniform(0.7, 1.0, (count, 1, 1, 1)).astype(np.float32))
         room = 1 - contrast
@@ -159,7 +166,7 @@ def train(
         loss = edm_loss(net, clean.contiguous(memory_format=torch.channels_last),
                         noisy.contiguous(memory_format=torch.channels_last), s)  # fmt: skip
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         decay = 0.5 ** (1 / min(recipe.ema_half_life, 0.1 * step + 1))  # short at first, so that the start is forgotten
