@@ -86,7 +86,11 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
     operator.add_argument(
         "--motion-angle", type=float, metavar="DEGREES", help="counter-clockwise (45 with --simulate)"
     )
-    operator.add_argument("--boundary", metavar="NAME", help="blur beyond the edge: reflect, replicate or circular")
+    operator.add_argument(
+        "--boundary",
+        metavar="NAME",
+        help="blur beyond the edge: reflect, replicate or circular (reflect; circular for simulated kernels)",
+    )
 
     chain = parser.add_argument_group("chain options")
     chain.add_argument("--evaluations", type=int, default=20, metavar="N", help="network evaluations per image (20)")

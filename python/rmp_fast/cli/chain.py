@@ -49,7 +49,8 @@ class Outcome:
         if self.quality is None:
             return "", ""
         before, after = self.quality["baseline"], self.quality["restoration"]
-        return f"{before['psnr']:.2f} dB ({before['name']})", f"{after['psnr']:.2f} dB" + (
+        name = "" if before["name"] == "measurement" else f" ({before['name']})"
+        return f"{before['psnr']:.2f} dB{name}", f"{after['psnr']:.2f} dB" + (
             "" if after["ssim"] is None else f", SSIM {after['ssim']:.3f}"
         )
 

@@ -38,7 +38,7 @@ class Task:
 
 
 _MASK = {"mask": None, "invert_mask": None}
-_MOTION = {"kernel": None, "motion_length": 15.0, "motion_angle": 45.0, "boundary": "reflect"}
+_MOTION = {"kernel": None, "motion_length": 15.0, "motion_angle": 45.0, "boundary": "circular"}
 TASKS = {
     "denoising": Task("denoising", {}),
     "denoise": Task("denoising", {}),
@@ -51,12 +51,14 @@ TASKS = {
     "gaussian_deblur": Task(
         "gaussian_blur", {"blur_std": 2.0, "boundary": "reflect"}, needed_for_measurements=("blur_std",)
     ),
-    "blur": Task("blur", {"kernel": None, "boundary": "reflect"}, needed=("kernel",)),
+    "blur": Task("blur", {"kernel": None, "boundary": "circular"}, needed=("kernel",)),
     "motion_deblur": Task("blur", _MOTION, needed_for_measurements=("kernel", "motion_length")),
 }
 OPTIONS = ("mask", "invert_mask", "missing", "box", "factor", "filter", "blur_std", "kernel", "motion_length",
            "motion_angle", "boundary")  # fmt: skip
 BOUNDARIES = ("reflect", "replicate", "circular")
+# No camera wraps around. Simulations of a general kernel do, because that has a closed form and no iterations.
+BOUNDARY_OF_MEASUREMENTS = "reflect"
 FILTERS = ("average", "bicubic")
 FACTORS = (2, 4, 8)
 
@@ -118,7 +120,8 @@ def resolve(given: argparse.Namespace) -> Settings:
                 raise UsageError(f"`{_flag(key)}` and `{_flag(other)}` exclude each other")
     if "invert_mask" in stated and "mask" not in stated:
         raise UsageError("`--invert-mask` needs `--mask`")
-    options = {**task.simulated, **task.fixed, **stated}
+    measured = {} if given.simulate or "boundary" not in task.simulated else {"boundary": BOUNDARY_OF_MEASUREMENTS}
+    options = {**task.simulated, **measured, **task.fixed, **stated}
     if "mask" in stated:
         options.pop("missing", None)
         options.pop("box", None)
