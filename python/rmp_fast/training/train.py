@@ -37,11 +37,11 @@ class Recipe:
 RECIPES = {
     "fashion": Recipe(
         config=UNetConfig(channels=1, widths=(64, 80, 96), data_mean=-0.56, data_std=0.67),
-        batch=64, crops=((32, 1.0),), log_level_mean=-0.9, log_level_std=1.2, steps=9400, data_variance=0.6,
+        batch=64, crops=((32, 1.0),), log_level_mean=-0.9, log_level_std=1.2, steps=8400, data_variance=0.6,
     ),
     "photo": Recipe(
         config=UNetConfig(channels=3, widths=(48, 96, 112, 80), data_std=0.5),
-        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=10000,
+        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=8900,
         data_variance=0.25,
     ),
 }  # fmt: skip
