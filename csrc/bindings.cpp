@@ -43,7 +43,6 @@ PYBIND11_MODULE(_core, m) {
         py::kw_only(), "path"_a = py::none());
   m.def("spectral", &rmp::spectral, "c"_a, "energy"_a, "data"_a, "noise_ratio"_a, "out"_a, "update"_a, py::kw_only(),
         "path"_a = py::none());
-  m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(),
-        "path"_a = py::none());
+  m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none());
   m.def("philox", &rmp::philox, "counter"_a, "key"_a, py::kw_only(), "path"_a = py::none());
 }

@@ -46,7 +46,8 @@ NaturalStep::NaturalStep(const Buffers& buffers, bool drawn, const std::string& 
   }
   looks_ = looks.shape()[0];
   table_ = looks.data<Look>();
-  params_.seeds = keep(buffers.seeds, "seeds").with_dtype(DType::int64).with_shape({items}, "(B,)").data<std::int64_t>();
+  params_.seeds =
+      keep(buffers.seeds, "seeds").with_dtype(DType::int64).with_shape({items}, "(B,)").data<std::int64_t>();
   params_.ok =
       keep(buffers.ok, "ok").with_dtype(DType::uint8, DType::boolean).with_shape({items}, "(B,)").data<std::uint8_t>();
   if (!buffers.curvature.is_none()) {
@@ -135,7 +136,8 @@ void NaturalStep::step(std::int64_t look, std::uintptr_t denoised, std::uintptr_
     throw py::value_error(antithetic_ ? "`denoised_mirror` must be given to an antithetic step"
                                       : "`denoised_mirror` must not be given: this step is not antithetic");
   }
-  if (busy_.test_and_set()) throw std::runtime_error("this step is executing in another thread; make one plan per thread");
+  if (busy_.test_and_set())
+    throw std::runtime_error("this step is executing in another thread; make one plan per thread");
   try {
     select_look(look);
     params_.evaluation = evaluation ? *evaluation : static_cast<std::uint32_t>(look + 1);
@@ -150,7 +152,8 @@ void NaturalStep::step(std::int64_t look, std::uintptr_t denoised, std::uintptr_
 }
 
 void NaturalStep::perturb(std::int64_t look, std::uint32_t evaluation) {
-  if (busy_.test_and_set()) throw std::runtime_error("this step is executing in another thread; make one plan per thread");
+  if (busy_.test_and_set())
+    throw std::runtime_error("this step is executing in another thread; make one plan per thread");
   try {
     select_look(look);
     params_.evaluation = evaluation;

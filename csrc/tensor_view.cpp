@@ -129,8 +129,8 @@ void TensorView::read(const DLManagedTensor& managed) {
   dtype_ = dtype_of(tensor.dtype);
   dtype_name_ = dtype_text(tensor.dtype);
   if (tensor.device.device_type != kCpu) {
-    const std::string device = tensor.device.device_type == kCuda ? "cuda:" + std::to_string(tensor.device.device_id)
-                                                                   : "another device";
+    const std::string device =
+        tensor.device.device_type == kCuda ? "cuda:" + std::to_string(tensor.device.device_id) : "another device";
     throw py::value_error(quoted(name_) + " must be on device cpu, got " + device + "; move it with .cpu()");
   }
   if (!is_contiguous(tensor)) {

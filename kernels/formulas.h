@@ -1,6 +1,6 @@
-// The formulas, stated once for C++ and CUDA. They are written in a small vocabulary (fused, root, select, bits,
-// from_bits, to_float, spread, multiply_wide), which each backend defines for its own types before it includes this
-// file: vectors in cpu/simd.h, plain numbers on a GPU. RMP_PATH is the namespace of that backend.
+// The formulas, stated once for C++ and CUDA. They are written in a small vocabulary (fused, root, select, minimum,
+// shift_right, bits, from_bits, to_float, spread, multiply_wide), which each backend defines for its own types before
+// it includes this file: vectors in cpu/simd.h, plain numbers on a GPU. RMP_PATH is the namespace of that backend.
 #pragma once
 
 #include <cstdint>
@@ -76,61 +76,58 @@ RMP_FORMULA void philox(const PhiloxKeys<W>& keys, W& c0, W& c1, W& c2, W& c3) {
   }
 }
 
-// sqrt(-2 ln u) for u = n 2^-25, n odd. The logarithm's polynomial is that of Cephes' logf (Moshier), on
-// [sqrt 1/2, sqrt 2).
-template <class F, class I>
-RMP_FORMULA F normal_radius(I n) {
-  const I raw = bits(to_float(n));
-  const I exponent = (raw - 0x3F3504F3) >> 23;
-  // From 2^24 on n has 25 bits and to_float rounds it. Near u = 1, where ln u is about u - 1, that would cost all
-  // digits; n - 2^25 is exact there.
-  const F near_one = to_float(n - (1 << 25)) * 0x1p-25f;
-  const F f = select(exponent == 25, near_one, from_bits(raw - (exponent << 23)) - spread<F>(1.0f));
-  const F e = to_float(exponent - 25);
-  const F z = f * f;
-  F p = fused(f, spread<F>(7.0376836292e-2f), spread<F>(-1.1514610310e-1f));
-  p = fused(p, f, spread<F>(1.1676998740e-1f));
-  p = fused(p, f, spread<F>(-1.2420140846e-1f));
-  p = fused(p, f, spread<F>(1.4249322787e-1f));
-  p = fused(p, f, spread<F>(-1.6668057665e-1f));
-  p = fused(p, f, spread<F>(2.0000714765e-1f));
-  p = fused(p, f, spread<F>(-2.4999993993e-1f));
-  p = fused(p, f, spread<F>(3.3333331174e-1f));
-  p = p * f * z;
-  p = fused(e, spread<F>(-2.12194440e-4f), p);
-  p = fused(z, spread<F>(-0.5f), p);
-  return root(fused(e, spread<F>(0.693359375f), f + p) * -2.0f);
+// The uniform number of a word is u = (word >> 8) 2^-24 + 2^-25, that is, turn(word) 2^-32 modulo 1. It has 25 bits,
+// one more than a float; but read as a signed number, so u or u - 1, it converts without rounding.
+template <class I>
+RMP_FORMULA I turn(I word) {
+  return (word & ~0xFF) | 0x80;
 }
 
-// cos and sin of 2 pi u for u = n 2^-25; the reduction to an eighth of a turn is exact, in integers. Polynomials of
-// Cephes' sinf and cosf.
+// sqrt(-2 ln u). Write u = 2^e (1 + f) with f in [-1/2, 0); then -2 ln u = -2 ln 2 e - 2 f + f^2 P(f), a sum of terms
+// of one sign, so that it keeps its digits near u = 1, where it is about -2 (u - 1). P is a minimax polynomial of
+// relative error 2.4e-8.
 template <class F, class I>
-RMP_FORMULA void turn(I n, F& cosine, F& sine) {
-  constexpr float kQuarterTurn = 1.57079632679489661923f * 0x1p-23f;
-  const I quarter = (n + (1 << 22)) >> 23;
-  const F x = to_float(n - (quarter << 23)) * kQuarterTurn;
+RMP_FORMULA F normal_radius(I word) {
+  const I u = turn(word);
+  const F value = to_float(u);
+  const I raw = bits(value);
+  // u >= 1/2 came as u - 1 = f with e = 0, and its sign bit makes the exponent below positive.
+  const F f = select(u < 0, value * 0x1p-32f, from_bits((raw & 0x7FFFFF) | 0x3F000000) - spread<F>(1.0f));
+  const F e = to_float(minimum(shift_right(raw, 23) - 158, 0));
+  const F z = f * f;
+  const F p01 = fused(f, spread<F>(-0.66726422309875488f), spread<F>(0.99999046325683594f));
+  const F p23 = fused(f, spread<F>(-0.52737915515899658f), spread<F>(0.48736554384231567f));
+  const F p45 = fused(f, spread<F>(-2.4173991680145264f), spread<F>(-0.36189264059066772f));
+  const F p67 = fused(f, spread<F>(-2.8290777206420898f), spread<F>(-3.2791438102722168f));
+  const F p = fused(z * z, fused(z, p67, p45), fused(z, p23, p01));
+  return root(fused(z, p, fused(f, spread<F>(-2.0f), e * -1.38629436111989062f)));
+}
+
+// scale cos(2 pi u) and scale sin(2 pi u). Half a turn changes only the sign, so the angle x is reduced to
+// [-pi/2, pi/2], exactly, in integers. Minimax polynomials of error 5e-9 and 3e-10.
+template <class F, class I>
+RMP_FORMULA void cosine_sine(I word, F scale, F& cosine, F& sine) {
+  constexpr float kTurn = 6.28318530717958648f * 0x1p-32f;
+  const I u = turn(word);
+  const I half = (u + (1 << 30)) & INT32_MIN;
+  const F x = to_float(u ^ half) * kTurn;
   const F z = x * x;
-  F s = fused(z, spread<F>(-1.9515295891e-4f), spread<F>(8.3321608736e-3f));
-  s = fused(s, z, spread<F>(-1.6666654611e-1f));
-  s = fused(s * z, x, x);
-  F c = fused(z, spread<F>(2.443315711809948e-5f), spread<F>(-1.388731625493765e-3f));
-  c = fused(c, z, spread<F>(4.166664568298827e-2f));
+  F s = fused(z, spread<F>(2.6000539037340786e-6f), spread<F>(-1.9806614727713168e-4f));
+  s = fused(s, z, spread<F>(8.3330171182751656e-3f));
+  s = fused(s, z, spread<F>(-0.16666656732559204f));
+  F c = fused(z, spread<F>(-2.607710030133603e-7f), spread<F>(2.4761886379565112e-5f));
+  c = fused(c, z, spread<F>(-1.38884037733078e-3f));
+  c = fused(c, z, spread<F>(0.04166664183139801f));
   c = fused(c, z, spread<F>(-0.5f));
-  c = fused(c, z, spread<F>(1.0f));
-  const auto odd = (quarter << 31) < 0;
-  cosine = from_bits(bits(select(odd, s, c)) ^ (((quarter + 1) & 2) << 30));
-  sine = from_bits(bits(select(odd, c, s)) ^ ((quarter & 2) << 30));
+  const F signed_scale = from_bits(bits(scale) ^ half);
+  cosine = fused(c, z, spread<F>(1.0f)) * signed_scale;
+  sine = fused(s * z, x, x) * signed_scale;
 }
 
 // Two words of Philox to two independent standard normals.
 template <class F, class I>
 RMP_FORMULA void box_muller(I word0, I word1, F& z0, F& z1) {
-  // u = (bits >> 8) 2^-24 + 2^-25 = n 2^-25
-  const F radius = normal_radius<F>(I(((word0 >> 7) & 0x1FFFFFF) | 1));
-  F cosine, sine;
-  turn<F>(I(((word1 >> 7) & 0x1FFFFFF) | 1), cosine, sine);
-  z0 = radius * cosine;
-  z1 = radius * sine;
+  cosine_sine(word1, normal_radius<F>(word0), z0, z1);
 }
 
 }  // namespace

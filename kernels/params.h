@@ -105,25 +105,29 @@ struct BlurParams {
   float* scratch;  // (threads, scratch_size())
   int threads;
 
-  static constexpr std::int64_t kStrip = 64;      // columns that the vertical pass takes together
-  static constexpr std::int64_t kStripRows = 4;   // rows it finishes together
+  static constexpr std::int64_t kWidestStrip = 32;  // lines that are blurred side by side
+  static constexpr std::int64_t kTail = 8;          // samples that may be read behind the last one
+
+  // Weights, the continued strip, its result, and for the halved filters, one inside the other, as much again twice.
+  static constexpr std::int64_t scratch_size(std::int64_t length, std::int64_t radius) {
+    return 4 * (2 * (length + 4 * radius) + 8 * kTail) * kWidestStrip + 16 * (radius + 4);
+  }
   constexpr std::int64_t scratch_size() const {
-    const std::int64_t line = 2 * (width + 4 * radius_horizontal + 2 * kSlack) + 2 * radius_horizontal + 1;
-    const std::int64_t strip = (height + 4 * radius_vertical + kStripRows) * kStrip + 2 * radius_vertical + 1;
-    return (line > strip ? line : strip) + kSlack;
+    const std::int64_t rows = scratch_size(width, radius_horizontal), columns = scratch_size(height, radius_vertical);
+    return rows > columns ? rows : columns;
   }
 };
 
 struct SpectralParams {
-  std::int64_t items, size;     // size: coefficients per item, each one number or a (real, imaginary) pair
+  std::int64_t items, size;  // size: coefficients per item, each one number or a (real, imaginary) pair
   bool complex;
-  bool update;                  // write the change alone
-  const float* coefficients;    // (items, size)
-  const float* energy;          // (items or 1, size), real
-  std::int64_t energy_stride;   // size or 0
-  const float* data;            // (items, size)
-  const float* noise_ratio;     // (items)
-  float* out;                   // (items, size), may be `coefficients`
+  bool update;                 // write the change alone
+  const float* coefficients;   // (items, size)
+  const float* energy;         // (items or 1, size), real
+  std::int64_t energy_stride;  // size or 0
+  const float* data;           // (items, size)
+  const float* noise_ratio;    // (items)
+  float* out;                  // (items, size), may be `coefficients`
   int threads;
 };
 

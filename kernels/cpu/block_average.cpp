@@ -16,12 +16,12 @@ void block_average(const BlockAverageParams& p) {
                   const std::int64_t plane = unit / bands, band = unit % bands, rows = band_rows(s, band);
                   block_sums(s, p.x + (plane * s.height + band * s.factor_rows) * s.width, rows, row, sums);
                   float* out = p.out + unit * columns;
-                  const Float share = spread<Float>(1.0f / static_cast<float>(rows * block_columns(s, 0)));
-                  over(columns, [&](std::int64_t j, auto span) RMP_INLINE_LAMBDA {
-                    store(out + j, load(sums + j) * share, span);
-                  });
-                  const std::int64_t end = columns - 1;
-                  out[end] = sums[end] * (1.0f / static_cast<float>(rows * block_columns(s, end)));
+                  const auto average = [&](std::int64_t j, auto span) RMP_INLINE_LAMBDA {
+                    const float n = static_cast<float>(rows * block_columns(s, j));
+                    store(out + j, load(sums + j, span) * spread<Float>(1.0f / n), span);
+                  };
+                  over(columns - 1, average);  // whole blocks all
+                  average(columns - 1, Part{1});
                 }
               });
 }
@@ -41,7 +41,8 @@ void block_average_adjoint(const BlockAverageParams& p) {
                   repeat_columns(s, values, row);
                   float* out = p.out + (plane * s.height + band * s.factor_rows) * s.width;
                   for (std::int64_t r = 0; r < rows; ++r, out += s.width) {
-                    over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(out + i, load(row + i), span); });
+                    over(s.width,
+                         [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(out + i, load(row + i), span); });
                   }
                 }
               });

@@ -3,7 +3,7 @@
 namespace rmp {
 namespace RMP_PATH {
 
-const Launchers launchers = {natural_step,  perturb,  mask,    block_average, block_average_adjoint,
+const Launchers launchers = {natural_step,   perturb,  mask,    block_average, block_average_adjoint,
                              separable_blur, spectral, normals, philox};
 
 }  // namespace RMP_PATH

@@ -44,10 +44,13 @@ class BandCorrections {
     const std::int64_t first_row = plane * shape_.height + in_plane * shape_.factor_rows;
     block_sums(shape_, denoised + first_row * shape_.width, rows, row_, sums_);
     const float* y = measurement + band * columns;
-    for (std::int64_t j = 0; j < columns; ++j) {
+    const auto correct = [&](std::int64_t j, auto span) RMP_INLINE_LAMBDA {
       const float n = static_cast<float>(rows * block_columns(shape_, j));
-      sums_[j] = (y[j] - sums_[j] / n) / (1.0f + n * noise_ratio);
-    }
+      const Float share = spread<Float>(1.0f / n), gain = spread<Float>(1.0f / (1.0f + n * noise_ratio));
+      store(sums_ + j, (load(y + j, span) - load(sums_ + j, span) * share) * gain, span);
+    };
+    over(columns - 1, correct);  // whole blocks all
+    correct(columns - 1, Part{1});
     repeat_columns(shape_, sums_, row_);
   }
 
@@ -97,7 +100,8 @@ template <Point kPoint, bool kLearned>
 double advance(const StepParams& p, std::int64_t item, float ratio, std::int64_t begin, std::int64_t count,
                const float* plus, const float* minus) {
   const Look& look = p.looks[item];
-  const Float to_previous = spread<Float>(ratio * look.to_previous), to_denoised = spread<Float>(ratio * look.to_denoised);
+  const Float to_previous = spread<Float>(ratio * look.to_previous),
+              to_denoised = spread<Float>(ratio * look.to_denoised);
   const std::int64_t at = item * p.size + begin;
   Int broken{};
   Double sum{};
@@ -209,10 +213,8 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
 
 void perturb_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int) {
   over_chunks(p, first, last,
-              [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end,
-                  const NormalStream& normals) RMP_INLINE_LAMBDA {
-                perturb_tile(p, normals, item, next_scale(p, item), begin, end - begin);
-              });
+              [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end, const NormalStream& normals)
+                  RMP_INLINE_LAMBDA { perturb_tile(p, normals, item, next_scale(p, item), begin, end - begin); });
 }
 
 // j <- (1 - rate) j + rate * sum / (ratio std^2 N). A look that left the finite range teaches nothing.

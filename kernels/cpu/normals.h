@@ -18,16 +18,20 @@ struct NormalStream {
         evaluation(spread<Words>(evaluation_index)),
         stream(spread<Words>(stream_index)) {}
 
-  // Elements element, element + 1, ... of the item; `element` is a multiple of 4.
-  RMP_INLINE void operator()(std::int64_t element, Float& z0, Float& z1, Float& z2, Float& z3) const {
+  // The words of the elements element, element + 1, ... of the item; `element` is a multiple of 4.
+  RMP_INLINE void words(std::int64_t element, Int (&w)[4]) const {
     Words c0 = unpacked(kOrder + static_cast<std::int32_t>(element / 4));
     Words c1 = evaluation, c2 = stream, c3 = spread<Words>(0u);
     philox(keys, c0, c1, c2, c3);
-    box_muller<Float>(packed(c0), packed(c1), z0, z1);
-    box_muller<Float>(packed(c2), packed(c3), z2, z3);
-    transpose_quarters(z0, z1, z2, z3);
+    w[0] = packed(c0), w[1] = packed(c1), w[2] = packed(c2), w[3] = packed(c3);
   }
 };
+
+RMP_INLINE void to_normals(const Int (&w)[4], Float (&z)[4]) {
+  box_muller(w[0], w[1], z[0], z[1]);
+  box_muller(w[2], w[3], z[2], z[3]);
+  transpose_quarters(z[0], z[1], z[2], z[3]);
+}
 
 constexpr std::int64_t kNormals = 4 * kLanes;
 
@@ -35,14 +39,21 @@ constexpr std::int64_t kNormals = 4 * kLanes;
 template <class Body>
 RMP_INLINE void over_normals(const NormalStream& make, std::int64_t first, std::int64_t count, const Body& body) {
   Float z[4];
+  Int now[4], next[4];
+  make.words(first, now);
   std::int64_t i = 0;
   for (; i + kNormals <= count; i += kNormals) {
-    make(first + i, z[0], z[1], z[2], z[3]);
+    // Both chains of dependent operations are long; side by side they fill each other's gaps.
+    make.words(first + i + kNormals, next);
+    to_normals(now, z);
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) body(i + k * kLanes, Whole{}, z[k]);
+    for (int k = 0; k < 4; ++k) {
+      body(i + k * kLanes, Whole{}, z[k]);
+      now[k] = next[k];
+    }
   }
   if (i == count) return;
-  make(first + i, z[0], z[1], z[2], z[3]);
+  to_normals(now, z);
   for (int k = 0; k < 4 && i < count; ++k, i += kLanes) body(i, Part{smaller(kLanes, count - i)}, z[k]);
 }
 

@@ -1,6 +1,8 @@
-// Rows first, then columns. Both passes compute out[i] = sum_m weight[m] x[i + m] over an extended line: the image with
-// its boundary continued. The adjoint convolves the image continued by zeros and folds what falls outside back to where
-// the boundary took it from.
+// Lines along one axis are blurred in strips: kStrip of them side by side, so that one vector holds one sample of many
+// lines, and few enough that a strip stays in the first-level cache. Columns lie like that in memory; rows are
+// transposed on their way in and out. A strip is continued beyond its ends as the boundary says and convolved, out[i] =
+// sum_m weight[m] x[i + m]. The adjoint continues it by zeros, makes the longer result and folds its ends back to where
+// the boundary took them from.
 #include "kernels/cpu/launchers.h"
 #include "kernels/cpu/parallel.h"
 
@@ -8,12 +10,25 @@ namespace rmp {
 namespace RMP_PATH {
 namespace {
 
-constexpr std::int64_t kStrip = BlurParams::kStrip;
-constexpr std::int64_t kRows = BlurParams::kStripRows;
-constexpr std::int64_t kPair = 2 * kLanes;
-static_assert(kStrip % kPair == 0, "a strip is made of pairs of vectors");
+constexpr std::int64_t kStrip = 2 * kLanes;
+constexpr int kGroup = 4;
+static_assert(kStrip <= BlurParams::kWidestStrip, "scratch memory is measured by the widest strip");
 
-// Which of the n elements continues the line at i, however far outside.
+struct Axis {
+  std::int64_t length, radius;
+  const float* taps;
+  Boundary boundary;
+  bool adjoint;
+
+  std::int64_t count() const { return 2 * radius + 1; }
+  // A circular adjoint is the circular convolution with the taps reversed.
+  bool folds() const { return adjoint && boundary != Boundary::circular; }
+  // Samples before the first one, and how many are made.
+  std::int64_t margin() const { return folds() ? 2 * radius : radius; }
+  std::int64_t made() const { return folds() ? length + 2 * radius : length; }
+};
+
+// Which of the n samples continues the line at i, however far outside.
 RMP_INLINE std::int64_t source(std::int64_t i, std::int64_t n, Boundary boundary) {
   if (i >= 0 && i < n) return i;
   if (boundary == Boundary::replicate) return i < 0 ? 0 : n - 1;
@@ -22,88 +37,43 @@ RMP_INLINE std::int64_t source(std::int64_t i, std::int64_t n, Boundary boundary
   return m < n ? m : 2 * n - 1 - m;
 }
 
-// A circular adjoint is the circular convolution with the taps reversed.
-RMP_INLINE bool folds(const BlurParams& p) { return p.adjoint && p.boundary != Boundary::circular; }
-
-RMP_INLINE void make_weights(const BlurParams& p, const float* taps, std::int64_t count, float* weights) {
-  for (std::int64_t m = 0; m < count; ++m) weights[m] = taps[p.adjoint ? m : count - 1 - m];
+RMP_INLINE float* row(float* strip, std::int64_t i) { return strip + i * kStrip; }
+RMP_INLINE void clear_row(float* to) {
+  for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) store(to + lane, Float{});
+}
+RMP_INLINE void copy_row(const float* from, float* to) {
+  for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) store(to + lane, load(from + lane));
+}
+RMP_INLINE void add_row(const float* from, float* to) {
+  for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) store(to + lane, load(to + lane) + load(from + lane));
 }
 
-template <int kVectors>
-RMP_INLINE void line_group(const float* x, const float* weights, std::int64_t count, float* out) {
-  Float sum[kVectors] = {};
-  for (std::int64_t m = 0; m < count; ++m) {
-    const Float weight = spread<Float>(weights[m]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[v] = fused(weight, load(x + m + v * kLanes), sum[v]);
-  }
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, sum[v]);
-}
+// --- Convolution -----------------------------------------------------------------------------------------------------
 
-// out may be written up to the next whole vector.
-RMP_INLINE void convolve_line(const float* x, const float* weights, std::int64_t count, float* out, std::int64_t width) {
-  std::int64_t i = 0;
-  // Eight sums in flight hide the latency of a multiply-add.
-  for (; i + 8 * kLanes <= width; i += 8 * kLanes) line_group<8>(x + i, weights, count, out + i);
-  for (; i + 4 * kLanes <= width; i += 4 * kLanes) line_group<4>(x + i, weights, count, out + i);
-  for (; i < width; i += kLanes) line_group<1>(x + i, weights, count, out + i);
-}
-
-void blur_rows(const BlurParams& p, std::int64_t first, std::int64_t last, float* scratch) {
-  const std::int64_t width = p.width, radius = p.radius_horizontal, count = 2 * radius + 1;
-  const bool fold = folds(p);
-  const std::int64_t margin = fold ? 2 * radius : radius, blurred = fold ? width + 2 * radius : width;
-  float* line = scratch;
-  float* result = line + width + 4 * radius + kSlack;
-  float* weights = result + width + 2 * radius + kSlack;
-  make_weights(p, p.taps_horizontal, count, weights);
-  for (std::int64_t i = 0; i < width + 4 * radius + kSlack; ++i) line[i] = 0.0f;
-  for (std::int64_t row = first; row < last; ++row) {
-    const float* x = p.x + row * width;
-    float* out = p.out + row * width;
-    over(width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(line + margin + i, load(x + i, span), span); });
-    if (!fold) {
-      for (std::int64_t i = 1; i <= radius; ++i) {
-        line[margin - i] = x[source(-i, width, p.boundary)];
-        line[margin + width - 1 + i] = x[source(width - 1 + i, width, p.boundary)];
-      }
-    }
-    convolve_line(line, weights, count, result, blurred);
-    const float* inside = result + (fold ? radius : 0);
-    over(width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(out + i, load(inside + i, span), span); });
-    if (fold) {
-      for (std::int64_t i = 1; i <= radius; ++i) {
-        out[source(-i, width, p.boundary)] += inside[-i];
-        out[source(width - 1 + i, width, p.boundary)] += inside[width - 1 + i];
-      }
-    }
-  }
-}
-
-// Rows i, ..., i + kCount - 1 of a pair of vector columns: every loaded row serves kCount sums.
+// kCount neighbouring results for a pair of vectors: every loaded sample serves kCount sums. count >= kCount.
 template <int kCount>
-RMP_INLINE void column_group(const float* x, const float* weights, std::int64_t count, float* out) {
+RMP_INLINE void convolve_group(const float* x, std::int64_t stride, const float* weights, std::int64_t count,
+                               float* out) {
   Float sum[kCount][2] = {};
-  const auto add = [&](std::int64_t row, int r) RMP_INLINE_LAMBDA {
-    const Float weight = spread<Float>(weights[row - r]);
-    sum[r][0] = fused(weight, load(x + row * kStrip), sum[r][0]);
-    sum[r][1] = fused(weight, load(x + row * kStrip + kLanes), sum[r][1]);
+  const auto add = [&](std::int64_t i, int r) RMP_INLINE_LAMBDA {
+    const Float weight = spread<Float>(weights[i - r]);
+    sum[r][0] = fused(weight, load(x + i * stride), sum[r][0]);
+    sum[r][1] = fused(weight, load(x + i * stride + kLanes), sum[r][1]);
   };
-  const std::int64_t inner = larger(count, kCount - 1);
-  for (std::int64_t row = 0; row < kCount - 1; ++row) {
-    for (int r = 0; r <= row; ++r) {
-      if (row - r < count) add(row, r);
-    }
-  }
-  for (std::int64_t row = kCount - 1; row < inner; ++row) {
+  // The sums start and end one after the other; unrolled, so that they stay in registers.
 #pragma GCC unroll 4
-    for (int r = 0; r < kCount; ++r) add(row, r);
+  for (int i = 0; i < kCount - 1; ++i) {
+#pragma GCC unroll 4
+    for (int r = 0; r <= i; ++r) add(i, r);
   }
-  for (std::int64_t row = inner; row < count + kCount - 1; ++row) {
-    for (int r = 0; r < kCount; ++r) {
-      if (row - r < count) add(row, r);
-    }
+  for (std::int64_t i = kCount - 1; i < count; ++i) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kCount; ++r) add(i, r);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount - 1; ++i) {
+#pragma GCC unroll 4
+    for (int r = i + 1; r < kCount; ++r) add(count + i, r);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kCount; ++r) {
@@ -112,56 +82,178 @@ RMP_INLINE void column_group(const float* x, const float* weights, std::int64_t 
   }
 }
 
-// `rows` rows (at most kRows) of a strip.
-RMP_INLINE void convolve_strip(const float* x, const float* weights, std::int64_t count, float* out, std::int64_t rows,
-                               std::int64_t columns) {
-  for (std::int64_t i = 0; i < columns; i += kPair) {
-    if (rows == kRows) {
-      column_group<kRows>(x + i, weights, count, out + i);
-    } else {
-      for (std::int64_t r = 0; r < rows; ++r) column_group<1>(x + r * kStrip + i, weights, count, out + r * kStrip + i);
+void convolve_directly(const float* x, std::int64_t stride, const float* weights, std::int64_t count,
+                       std::int64_t samples, float* out) {
+  std::int64_t i = 0;
+  if (count >= kGroup) {
+    for (; i + kGroup <= samples; i += kGroup)
+      convolve_group<kGroup>(x + i * stride, stride, weights, count, row(out, i));
+  }
+  for (; i < samples; ++i) convolve_group<1>(x + i * stride, stride, weights, count, row(out, i));
+}
+
+// Long filters take three half-length convolutions at half the rate instead of four (Parker and Parhi, "Low-area/power
+// parallel FIR digital filter implementations", 1997). With even and odd weights w0, w1 and samples x0, x1:
+//   P = w0 x0,  Q = w1 x1,  R = (w0 + w1) (x[2a + 1] + x[2a + 2])
+//   out[2a] = P[a] + Q[a],  out[2a + 1] = R[a] - Q[a] - P[a + 1]
+// Reads `count` + 1 weights, of which the last is 0, and kTail samples behind the last, which must be finite.
+constexpr std::int64_t kTail = BlurParams::kTail;
+
+void convolve(const float* x, std::int64_t stride, const float* weights, std::int64_t count, std::int64_t samples,
+              float* out, float* scratch) {
+  constexpr std::int64_t kWorthHalving = 40;  // measured
+  if (count < kWorthHalving) {
+    convolve_directly(x, stride, weights, count, samples, out);
+    return;
+  }
+  const std::int64_t taps = (count + 1) / 2, half = (samples + 1) / 2, sums = half + taps - 1;
+  float* even = scratch;
+  float* odd = even + taps + 1;
+  float* both = odd + taps + 1;
+  float* x_both = both + taps + 1;
+  float* p = row(x_both, sums + kTail);
+  float* q = row(p, half + 1);
+  float* r = row(q, half);
+  float* rest = row(r, half);
+  for (std::int64_t m = 0; m < taps; ++m) {
+    even[m] = weights[2 * m];
+    odd[m] = 2 * m + 1 < count ? weights[2 * m + 1] : 0.0f;
+    both[m] = even[m] + odd[m];
+  }
+  even[taps] = odd[taps] = both[taps] = 0.0f;
+  for (std::int64_t a = 0; a < sums + kTail; ++a) {
+    for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) {
+      const float* from = x + (2 * a + 1) * stride + lane;
+      store(row(x_both, a) + lane, a < sums ? load(from) + load(from + stride) : Float{});
+    }
+  }
+  convolve(x, 2 * stride, even, taps, half + 1, p, rest);
+  convolve(x + stride, 2 * stride, odd, taps, half, q, rest);
+  convolve(x_both, kStrip, both, taps, half, r, rest);
+  for (std::int64_t a = 0; a < half; ++a) {
+    for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) {
+      const std::int64_t at = a * kStrip + lane;
+      const Float product = load(q + at);
+      store(row(out, 2 * a) + lane, load(p + at) + product);
+      if (2 * a + 1 < samples) store(row(out, 2 * a + 1) + lane, load(r + at) - product - load(p + at + kStrip));
     }
   }
 }
 
-void blur_columns(const BlurParams& p, std::int64_t first, std::int64_t last, float* scratch) {
-  const std::int64_t height = p.height, radius = p.radius_vertical, count = 2 * radius + 1;
-  const std::int64_t strips = ceil_div(p.width, kStrip);
-  const bool fold = folds(p);
-  const std::int64_t margin = fold ? 2 * radius : radius, above = fold ? radius : 0;
-  float* strip = scratch;
-  float* result = strip + (height + 4 * radius) * kStrip;
-  float* weights = result + kRows * kStrip;
-  make_weights(p, p.taps_vertical, count, weights);
-  for (std::int64_t unit = first; unit < last; ++unit) {
-    const std::int64_t left = unit % strips * kStrip, columns = smaller(kStrip, p.width - left);
-    float* plane = p.out + unit / strips * height * p.width + left;
-    for (std::int64_t row = -margin; row < height + margin; ++row) {
-      float* to = strip + (row + margin) * kStrip;
-      const bool zero = fold && (row < 0 || row >= height);
-      const float* from = zero ? nullptr : plane + source(row, height, p.boundary) * p.width;
-      for (std::int64_t i = 0; i < kStrip; i += kLanes) store(to + i, Float{});
-      if (zero) continue;
-      over(columns, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(to + i, load(from + i, span), span); });
-    }
-    const auto rows = [&](std::int64_t begin, std::int64_t end, bool add) RMP_INLINE_LAMBDA {
-      for (std::int64_t row = begin; row < end; row += kRows) {
-        const std::int64_t group = smaller(kRows, end - row);
-        convolve_strip(strip + (row + above) * kStrip, weights, count, result, group, columns);
-        for (std::int64_t r = 0; r < group; ++r) {
-          float* to = plane + source(row + r, height, p.boundary) * p.width;
-          const float* from = result + r * kStrip;
-          over(columns, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
-            const Float value = load(from + i, span);
-            store(to + i, add ? load(to + i, span) + value : value, span);
-          });
+// --- One strip -------------------------------------------------------------------------------------------------------
+
+struct Strip {
+  float* weights;
+  float* samples;  // continued
+  float* result;
+  float* rest;
+
+  Strip(const Axis& axis, float* scratch)
+      : weights(scratch),
+        samples(weights + axis.count() + 1),
+        result(row(samples, axis.length + 4 * axis.radius + kTail)),
+        rest(row(result, axis.length + 2 * axis.radius)) {
+    for (std::int64_t m = 0; m < axis.count(); ++m) weights[m] = axis.taps[axis.adjoint ? m : axis.count() - 1 - m];
+    weights[axis.count()] = 0.0f;
+  }
+  float* inside(const Axis& axis) const { return row(samples, axis.margin()); }
+
+  // Blurs the lines inside; returns the first of their results.
+  const float* blur(const Axis& axis) const {
+    const std::int64_t n = axis.length, margin = axis.margin();
+    float* first = inside(axis);
+    for (std::int64_t i = 1; i <= margin; ++i) {
+      const std::int64_t ends[] = {-i, n - 1 + i};
+      for (const std::int64_t at : ends) {
+        if (axis.folds()) {
+          clear_row(row(first, at));
+        } else {
+          copy_row(row(first, source(at, n, axis.boundary)), row(first, at));
         }
       }
-    };
-    rows(0, height, false);
-    if (fold) {
-      rows(-radius, 0, true);
-      rows(height, height + radius, true);
+    }
+    for (std::int64_t i = 0; i < kTail; ++i) clear_row(row(first, n + margin + i));
+    convolve(samples, kStrip, weights, axis.count(), axis.made(), result, rest);
+    if (!axis.folds()) return result;
+    float* kept = row(result, axis.radius);
+    for (std::int64_t i = 1; i <= axis.radius; ++i) {
+      const std::int64_t ends[] = {-i, n - 1 + i};
+      for (const std::int64_t at : ends) add_row(row(kept, at), row(kept, source(at, n, axis.boundary)));
+    }
+    return kept;
+  }
+};
+
+// --- Rows ------------------------------------------------------------------------------------------------------------
+
+// Calls blocks(r, x) for each 4 rows x kLanes columns and single(r, x) for what is left over.
+template <class Blocks, class Single>
+RMP_INLINE void over_rows(std::int64_t rows, std::int64_t width, const Blocks& blocks, const Single& single) {
+  for (std::int64_t r = 0; r < rows; r += 4) {
+    std::int64_t x = 0;
+    for (; r + 4 <= rows && x + kLanes <= width; x += kLanes) blocks(r, x);
+    for (; x < width; ++x) {
+      for (std::int64_t k = r; k < smaller(r + 4, rows); ++k) single(k, x);
+    }
+  }
+}
+
+void blur_rows(const BlurParams& p, std::int64_t first, std::int64_t last, float* scratch) {
+  const Axis axis{p.width, p.radius_horizontal, p.taps_horizontal, p.boundary, p.adjoint};
+  const Strip strip(axis, scratch);
+  const std::int64_t all = p.planes * p.height, width = p.width;
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const std::int64_t top = unit * kStrip, rows = smaller(kStrip, all - top);
+    const float* x = p.x + top * width;
+    float* out = p.out + top * width;
+    float* inside = strip.inside(axis);
+    if (rows < kStrip) {
+      for (std::int64_t i = 0; i < width * kStrip; ++i) inside[i] = 0.0f;
+    }
+    over_rows(
+        rows, width,
+        [&](std::int64_t r, std::int64_t i) RMP_INLINE_LAMBDA {
+          Float v[4];
+          for (int k = 0; k < 4; ++k) v[k] = load(x + (r + k) * width + i);
+          transpose_quarters(v[0], v[1], v[2], v[3]);
+          for (int k = 0; k < 4; ++k) store_quarters(row(inside, i + k) + r, 4 * kStrip, v[k]);
+        },
+        [&](std::int64_t r, std::int64_t i) RMP_INLINE_LAMBDA { row(inside, i)[r] = x[r * width + i]; });
+    const float* blurred = strip.blur(axis);
+    over_rows(
+        rows, width,
+        [&](std::int64_t r, std::int64_t i) RMP_INLINE_LAMBDA {
+          Float v[4];
+          for (int k = 0; k < 4; ++k) v[k] = load_quarters(blurred + (i + k) * kStrip + r, 4 * kStrip);
+          transpose_quarters(v[0], v[1], v[2], v[3]);
+          for (int k = 0; k < 4; ++k) store(out + (r + k) * width + i, v[k]);
+        },
+        [&](std::int64_t r, std::int64_t i) RMP_INLINE_LAMBDA { out[r * width + i] = blurred[i * kStrip + r]; });
+  }
+}
+
+// --- Columns, of what the rows left in `out`
+// ---------------------------------------------------------------------------
+
+void blur_columns(const BlurParams& p, std::int64_t first, std::int64_t last, float* scratch) {
+  const Axis axis{p.height, p.radius_vertical, p.taps_vertical, p.boundary, p.adjoint};
+  const Strip strip(axis, scratch);
+  const std::int64_t strips = ceil_div(p.width, kStrip);
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const std::int64_t left = unit % strips * kStrip, columns = smaller(kStrip, p.width - left);
+    float* plane = p.out + unit / strips * p.height * p.width + left;
+    float* inside = strip.inside(axis);
+    for (std::int64_t i = 0; i < p.height; ++i) {
+      for (std::int64_t lane = columns; lane < kStrip; ++lane) row(inside, i)[lane] = 0.0f;
+      over(columns, [&](std::int64_t lane, auto span) RMP_INLINE_LAMBDA {
+        store(row(inside, i) + lane, load(plane + i * p.width + lane, span), span);
+      });
+    }
+    const float* blurred = strip.blur(axis);
+    for (std::int64_t i = 0; i < p.height; ++i) {
+      over(columns, [&](std::int64_t lane, auto span) RMP_INLINE_LAMBDA {
+        store(plane + i * p.width + lane, load(blurred + i * kStrip + lane), span);
+      });
     }
   }
 }
@@ -169,13 +261,11 @@ void blur_columns(const BlurParams& p, std::int64_t first, std::int64_t last, fl
 }  // namespace
 
 void separable_blur(const BlurParams& p) {
-  const std::int64_t rows = p.planes * p.height, strips = p.planes * ceil_div(p.width, kStrip);
-  const std::int64_t elements = rows * p.width, each = p.scratch_size();
-  in_parallel(rows, elements * (2 * p.radius_horizontal + 1), p.threads,
-              [&](std::int64_t first, std::int64_t last, int thread) {
-                blur_rows(p, first, last, p.scratch + thread * each);
-              });
-  in_parallel(strips, elements * (2 * p.radius_vertical + 1), p.threads,
+  const std::int64_t elements = p.planes * p.height * p.width, each = p.scratch_size();
+  in_parallel(
+      ceil_div(p.planes * p.height, kStrip), elements * (2 * p.radius_horizontal + 1), p.threads,
+      [&](std::int64_t first, std::int64_t last, int thread) { blur_rows(p, first, last, p.scratch + thread * each); });
+  in_parallel(p.planes * ceil_div(p.width, kStrip), elements * (2 * p.radius_vertical + 1), p.threads,
               [&](std::int64_t first, std::int64_t last, int thread) {
                 blur_columns(p, first, last, p.scratch + thread * each);
               });

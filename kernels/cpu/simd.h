@@ -23,6 +23,7 @@ constexpr std::int64_t kLanes = RMP_LANES;
 
 typedef float Float __attribute__((vector_size(4 * RMP_LANES)));
 typedef std::int32_t Int __attribute__((vector_size(4 * RMP_LANES)));
+typedef std::uint32_t Word __attribute__((vector_size(4 * RMP_LANES)));
 typedef std::uint64_t Long __attribute__((vector_size(4 * RMP_LANES)));
 typedef std::uint8_t Bytes __attribute__((vector_size(RMP_LANES)));
 typedef double Double __attribute__((vector_size(8 * RMP_LANES)));
@@ -52,7 +53,14 @@ RMP_INLINE void store(float* p, Float v, Part part) {
 RMP_INLINE Int load_mask(const std::uint8_t* p, Whole = {}) {
   Bytes v;
   __builtin_memcpy(&v, p, sizeof v);
+  // GCC takes the conversion apart byte by byte where the hardware has an instruction for it.
+#if defined(__AVX512F__) && RMP_LANES == 16
+  return (Int)_mm512_cvtepu8_epi32((__m128i)v) != 0;
+#elif defined(__AVX2__) && RMP_LANES == 8
+  return (Int)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((std::int64_t)v)) != 0;
+#else
   return __builtin_convertvector(v, Int) != 0;
+#endif
 }
 RMP_INLINE Int load_mask(const std::uint8_t* p, Part part) {
   Int v{};
@@ -78,6 +86,8 @@ RMP_INLINE Float from_bits(Int v) { return (Float)v; }
 RMP_INLINE Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 RMP_INLINE Double widened(Float v) { return __builtin_convertvector(v, Double); }
 RMP_INLINE Float select(Int where, Float yes, Float no) { return where ? yes : no; }
+RMP_INLINE Int minimum(Int a, std::int32_t b) { return a < b ? a : Int{} + b; }
+RMP_INLINE Int shift_right(Int v, int count) { return (Int)((Word)v >> count); }
 RMP_INLINE Int is_finite(Float v) { return (bits(v) & 0x7FFFFFFF) < 0x7F800000; }
 
 RMP_INLINE bool any(Int mask) {
@@ -156,12 +166,20 @@ RMP_INLINE void multiply_wide(Words a, std::uint32_t factor, Words& high, Words&
   low = {product(a.even, factor), product(a.odd, factor)};
   high = {low.even >> 32, low.odd >> 32};
 }
-RMP_INLINE Int packed(Words a) { return (Int)((a.even & 0xFFFFFFFFu) | (a.odd << 32)); }
+RMP_INLINE Int packed(Words a) {
+#if defined(__AVX512F__) && RMP_LANES == 16
+  return (Int)_mm512_mask_blend_epi32(0xAAAA, (__m512i)a.even, (__m512i)(a.odd << 32));
+#elif defined(__AVX2__) && RMP_LANES == 8
+  return (Int)_mm256_blend_epi32((__m256i)a.even, (__m256i)(a.odd << 32), 0xAA);
+#else
+  return (Int)((a.even & 0xFFFFFFFFu) | (a.odd << 32));
+#endif
+}
 RMP_INLINE Words unpacked(Int v) { return {(Long)v, (Long)v >> 32}; }
 
 template <class T>
 RMP_INLINE T spread(float value) {
-  return T{} + value;
+  return value - T{};  // not T{} + value, which -0 would forbid the compiler to drop
 }
 template <class T>
 RMP_INLINE T spread(std::uint32_t value) {
@@ -181,8 +199,8 @@ constexpr Int kOrder = {0, 1, 2, 3};
 #endif
 
 #if RMP_LANES == 16
-#define RMP_IN_QUARTERS(x, y, a, b, c, d)                                                                             \
-  __builtin_shufflevector(x, y, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12,   \
+#define RMP_IN_QUARTERS(x, y, a, b, c, d)                                                                           \
+  __builtin_shufflevector(x, y, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, \
                           c + 12, d + 12)
 #elif RMP_LANES == 8
 #define RMP_IN_QUARTERS(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d, a + 4, b + 4, c + 4, d + 4)
@@ -203,6 +221,25 @@ RMP_INLINE void transpose_quarters(Float& v0, Float& v1, Float& v2, Float& v3) {
 }
 
 #undef RMP_IN_QUARTERS
+
+// Quarter q of the vector to and from p + q * stride.
+RMP_INLINE void store_quarters(float* p, std::int64_t stride, Float v) {
+  for (int q = 0; q < RMP_LANES / 4; ++q) __builtin_memcpy(p + q * stride, (const float*)&v + 4 * q, 16);
+}
+RMP_INLINE Float load_quarters(const float* p, std::int64_t stride) {
+  typedef float Quarter __attribute__((vector_size(16)));
+  Quarter v[RMP_LANES / 4];
+  for (int q = 0; q < RMP_LANES / 4; ++q) __builtin_memcpy(&v[q], p + q * stride, 16);
+#if RMP_LANES == 16
+  const auto low = __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7);
+  const auto high = __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif RMP_LANES == 8
+  return __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+  return v[0];
+#endif
+}
 
 #if RMP_LANES == 16
 #define RMP_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30

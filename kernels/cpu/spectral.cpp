@@ -24,9 +24,8 @@ void spectral(const SpectralParams& p) {
       const float* energy = p.energy + item * p.energy_stride + begin;
       const Float noise_ratio = spread<Float>(p.noise_ratio[item]);
       if (!p.complex) {
-        over(count, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
-          change(p, at + i, load(energy + i, span), noise_ratio, span);
-        });
+        over(count, [&](std::int64_t i, auto span)
+                        RMP_INLINE_LAMBDA { change(p, at + i, load(energy + i, span), noise_ratio, span); });
         continue;
       }
       std::int64_t i = 0;

@@ -1,0 +1,109 @@
+"""Compiled CPU kernels. Tensors are contiguous float32 on the CPU unless said otherwise; what is wrong is said in a
+ValueError or TypeError before any work. `path` picks one of `cpu_paths()` instead of `cpu_path()`."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+from torch import Tensor
+
+def cpu_path() -> str:
+    """The code path in use: the fastest that this processor has, or what RMP_FAST_CPU named at import."""
+
+def cpu_paths() -> list[str]:
+    """The code paths that this processor can run, fastest first."""
+
+@final
+class NaturalStep:
+    """The natural step of one plan, bound to its buffers. One call at a time.
+
+    Per item, with q, s1, ... from the item's row of `looks` (see kernels/params.h)::
+
+        d_y       = d + gain * A^T (y - A d)                        by `correction`
+        point     = input if drawn else mean
+        next_mean = mean + rho (to_previous (previous - point) + to_denoised (d_y - point))
+        input     = next_mean + sqrt(rho_next) next_std e,   input_mirror = the same with -e
+
+    An element whose new mean is not finite keeps its mean and sets its item's `ok` to 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        previous: Tensor,
+        mean: Tensor,
+        next_mean: Tensor,
+        input: Tensor,
+        input_mirror: Tensor | None = None,
+        looks: Tensor,
+        seeds: Tensor,
+        ok: Tensor,
+        curvature: Tensor | None = None,
+        drawn: bool = False,
+        correction: Literal["none", "mask", "block_average"] = "none",
+        y: Tensor | None = None,
+        mask: Tensor | None = None,
+        factor: int = 1,
+        antithetic: bool = False,
+        stream: int = 0,
+        path: str | None = None,
+    ) -> None:
+        """Check and keep the buffers.
+
+        Args:
+            previous, mean, next_mean, input, input_mirror: (B, ...); (B, C, H, W) for block averages. `next_mean` may
+                be `mean`; so may `input` where no look is perturbed.
+            looks: (L, B, 8).
+            seeds: (B,) int64, read as 64 bits.
+            ok: (B,) uint8 or bool.
+            curvature: (B,) j of the learned precision, or None for the fixed one.
+            y: like `mean`, or (B, C, ceil(H / factor), ceil(W / factor)) for block averages.
+            mask: (1 or B, ...) uint8 or bool, None for the identity.
+        """
+
+    def step(self, look: int, denoised: int, denoised_mirror: int = 0, evaluation: int | None = None) -> None:
+        """Run one look.
+
+        `denoised` is the `data_ptr()` of a contiguous float32 tensor of the mean's shape; `evaluation`, by default
+        look + 1, counts the normals written into `input`.
+        """
+
+    def perturb(self, look: int, evaluation: int) -> None:
+        """Write `input` (and its mirror) around `mean` as `looks[look]` says the next one is; change nothing else."""
+
+def mask(x: Tensor, mask: Tensor, out: Tensor, *, path: str | None = None) -> None:
+    """out = x where mask else 0; x, out (B, ...), mask (1 or B, ...) uint8 or bool."""
+
+def block_average(x: Tensor, factor: int, out: Tensor, *, path: str | None = None) -> None:
+    """Means of factor x factor blocks; x (..., H, W), out (..., ceil(H / factor), ceil(W / factor))."""
+
+def block_average_adjoint(y: Tensor, factor: int, out: Tensor, *, path: str | None = None) -> None:
+    """Every value over its block, divided by the block's pixels; shapes the other way round."""
+
+def separable_blur(
+    x: Tensor,
+    taps_v: Tensor,
+    taps_h: Tensor,
+    boundary: Literal["circular", "reflect", "replicate"],
+    adjoint: bool,
+    out: Tensor,
+    *,
+    path: str | None = None,
+) -> None:
+    """out[i] = sum_k taps[k] x[i + r - k] along rows and columns, r = len(taps) // 2, or its exact adjoint.
+
+    x, out (..., H, W), `out` may be `x`; taps (K,), K odd, of any length. "reflect" repeats the edge: ... b a | a b ...
+    """
+
+def spectral(
+    c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: Tensor, update: bool, *, path: str | None = None
+) -> None:
+    """delta = (data - energy c) / (energy + noise_ratio); out = delta if update else c + delta.
+
+    c, data, out (B, ...) float32 or complex64, `out` may be `c`; energy (1 or B, ...); noise_ratio (B,).
+    """
+
+def normals(seeds: Tensor, evaluation: int, stream: int, out: Tensor, *, path: str | None = None) -> None:
+    """The standard normals that a step makes; seeds (B,) int64, out (B, ...)."""
+
+def philox(counter: Sequence[int], key: Sequence[int], *, path: str | None = None) -> list[int]:
+    """Philox4x32-10: four words from four words of counter and two of key."""

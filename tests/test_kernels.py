@@ -1,0 +1,652 @@
+"""Every kernel on every code path of this processor against float64 formulas, and the promises made about bits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+from rmp_fast import _core, reference
+
+ALL_PATHS = ("avx512", "avx2", "wide", "baseline")
+
+
+def _path_parameter(path: str) -> Any:
+    reason = f"this processor, or this build, has no {path} path"
+    return pytest.param(path, marks=pytest.mark.skipif(path not in _core.cpu_paths(), reason=reason))
+
+
+@pytest.fixture(params=[_path_parameter(path) for path in ALL_PATHS])
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:
+    """Largest error relative to the largest value, and no bias."""
+    assert actual.shape == expected.shape
+    if not actual.numel():
+        return
+    wide = torch.complex128 if actual.is_complex() else torch.float64
+    error = actual.to(wide) - expected.to(wide)
+    scale = expected.abs().max().clamp_min(1.0).item()
+    assert error.abs().max().item() <= bound * scale, f"{what}: {error.abs().max().item():.3e}"
+    assert abs(error.mean().item()) <= bound * scale
+
+
+# A step has at most about eight roundings of 2^-24 on numbers of size 1 to 4; the normals add 6e-7 at |z| = 5.
+STEP_BOUND = 2e-6
+# Mean of up to 64 float32 products divided by a small number: the sum over an item of rounding errors of 2^-24.
+CURVATURE_BOUND = 2e-5
+
+
+class Problem:
+    """Buffers of a step, filled from a seed, and its oracle."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        correction: str = "none",
+        masks: int | None = None,
+        factor: int = 1,
+        drawn: bool = False,
+        antithetic: bool = False,
+        learned: bool = False,
+        in_place: bool = True,
+        stream: int = 0,
+        seed: int = 0,
+    ) -> None:
+        g = torch.Generator().manual_seed(seed)
+        batch = shape[0]
+
+        def image(shape: tuple[int, ...] = shape) -> Tensor:
+            return torch.randn(shape, generator=g)
+
+        self.previous, self.mean, self.denoised, self.denoised_mirror = image(), image(), image(), image()
+        self.next_mean = self.mean if in_place else torch.full(shape, 7.0)
+        looks = torch.rand(3, batch, 8, generator=g) * 0.5 + 0.1
+        if batch > 2:
+            looks[:, 1, oracle.NEXT_STD] = 0  # one item unperturbed
+        self.looks = looks
+        self.input = self.mean + image() * 0.2
+        self.input_mirror = 2 * self.mean - self.input
+        self.seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=g)
+        self.ok = torch.ones(batch, dtype=torch.uint8)
+        self.curvature = torch.rand(batch, generator=g) if learned else None
+        self.y: Tensor | None = None
+        self.mask: Tensor | None = None
+        if correction == "mask":
+            self.y = image()
+            if masks is not None:
+                self.mask = (torch.rand(masks, *shape[1:], generator=g) > 0.5).to(torch.uint8)
+        elif correction == "block_average":
+            self.y = image((*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor)))
+        self.settings = {
+            "drawn": drawn,
+            "correction": correction,
+            "y": self.y,
+            "mask": self.mask,
+            "factor": factor,
+            "stream": stream,
+        }
+        self.antithetic = antithetic
+
+    def buffers(self) -> dict[str, Any]:
+        return {
+            "previous": self.previous,
+            "mean": self.mean,
+            "next_mean": self.next_mean,
+            "input": self.input,
+            "input_mirror": self.input_mirror if self.antithetic else None,
+            "looks": self.looks,
+            "seeds": self.seeds,
+            "ok": self.ok,
+            "curvature": self.curvature,
+            "antithetic": self.antithetic,
+            **self.settings,
+        }
+
+    def expected(self, look: int, evaluation: int) -> oracle.Step:
+        return oracle.natural_step(
+            previous=self.previous,
+            mean=self.mean,
+            input=self.input,
+            denoised=self.denoised,
+            denoised_mirror=self.denoised_mirror if self.antithetic else None,
+            looks=self.looks[look],
+            seeds=self.seeds,
+            evaluation=evaluation,
+            curvature=self.curvature,
+            **self.settings,
+        )
+
+    def run(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+        mirror = self.denoised_mirror.data_ptr() if self.antithetic else 0
+        arguments = () if evaluation is None else (evaluation,)
+        _core.NaturalStep(**self.buffers(), path=path).step(look, self.denoised.data_ptr(), mirror, *arguments)
+
+    def check(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+        expected = self.expected(look, look + 1 if evaluation is None else evaluation)
+        self.run(path, look, evaluation)
+        assert_close(self.next_mean, expected.mean, STEP_BOUND, "mean")
+        assert_close(self.input, expected.input, STEP_BOUND, "input")
+        if self.antithetic:
+            assert_close(self.input_mirror, expected.input_mirror, STEP_BOUND, "mirror")
+        if self.curvature is not None:
+            assert_close(self.curvature, expected.curvature, CURVATURE_BOUND, "curvature")
+        assert torch.equal(self.ok, expected.ok)
+
+    def item(self, index: int) -> Problem:
+        """The same problem with one item alone."""
+        alone = object.__new__(Problem)
+        alone.antithetic = self.antithetic
+        alone.settings = dict(self.settings)
+        alone.looks = self.looks[:, index : index + 1].contiguous()
+        for name in ("previous", "mean", "denoised", "denoised_mirror", "input", "input_mirror", "seeds", "ok"):
+            setattr(alone, name, getattr(self, name)[index : index + 1].clone())
+        alone.next_mean = alone.mean if self.next_mean is self.mean else self.next_mean[index : index + 1].clone()
+        alone.curvature = None if self.curvature is None else self.curvature[index : index + 1].clone()
+        for name in ("y", "mask"):
+            value = self.settings[name]
+            if isinstance(value, Tensor):
+                alone.settings[name] = value[index : index + 1].clone() if len(value) > 1 else value
+        return alone
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "control": {},
+    "drawn": {"drawn": True},
+    "antithetic": {"antithetic": True},
+    "apart": {"in_place": False, "stream": 3},
+    "learned": {"learned": True},
+    "learned drawn": {"learned": True, "drawn": True},
+    "learned antithetic": {"learned": True, "antithetic": True},
+}
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "identity": {"correction": "mask"},
+    "shared mask": {"correction": "mask", "masks": 1},
+    "mask": {"correction": "mask", "masks": 3},
+    "blocks of 2": {"correction": "block_average", "factor": 2},
+    "blocks of 3": {"correction": "block_average", "factor": 3},
+    "blocks of 4": {"correction": "block_average", "factor": 4},
+    "one block": {"correction": "block_average", "factor": 99},
+}
+# Item lengths that are no multiple of any vector, and items of more than one chunk of 4096.
+SHAPES = [(3, 2, 7, 5), (3, 3, 37, 41)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_step(path: str, shape: tuple[int, ...], mode: str, correction: str) -> None:
+    Problem(shape, **MODES[mode], **CORRECTIONS[correction]).check(path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_step_of_every_remainder(path: str, mode: str) -> None:
+    for size in range(1, 71):
+        Problem((2, size), correction="mask", masks=2, seed=size, **MODES[mode]).check(path)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_step_of_no_and_one_item(path: str, mode: str, batch: int) -> None:
+    Problem((batch, 3, 9, 4), correction="block_average", factor=4, **MODES[mode]).check(path)
+
+
+@pytest.mark.parametrize("factor", [1, 5, 8, 16])
+def test_step_with_blocks_wider_than_a_vector(path: str, factor: int) -> None:
+    Problem((2, 3, 33, 70), correction="block_average", factor=factor).check(path)
+
+
+def test_step_takes_the_evaluation_it_is_told(path: str) -> None:
+    Problem((3, 50)).check(path, look=2, evaluation=4_000_000_000)
+
+
+def test_previous_may_be_the_mean(path: str) -> None:
+    problem = Problem((2, 77))
+    problem.previous = problem.mean
+    problem.check(path)
+
+
+def test_unperturbed_input_may_be_the_mean(path: str) -> None:
+    problem = Problem((2, 77))
+    problem.input = problem.mean
+    problem.looks[..., oracle.NEXT_STD] = 0
+    problem.check(path)
+    problem.looks[1, 0, oracle.NEXT_STD] = 0.1
+    with pytest.raises(ValueError, match="`input` must be another tensor than `mean` and `next_mean`"):
+        problem.run(path)
+
+
+@pytest.mark.parametrize("column", [oracle.RATE, oracle.STD])
+def test_curvature_stays_without_rate_or_perturbation(path: str, column: int) -> None:
+    problem = Problem((2, 77), learned=True)
+    problem.looks[1, 0, column] = 0
+    before = problem.curvature.clone() if problem.curvature is not None else None
+    problem.check(path)
+    assert problem.curvature is not None
+    assert before is not None
+    assert problem.curvature[0] == before[0]
+    assert problem.curvature[1] != before[1]
+
+
+@pytest.mark.parametrize("curvature", [-50.0, 0.0, 1.9, 5.0])
+def test_precision_ratio_keeps_its_bounds(path: str, curvature: float) -> None:
+    problem = Problem((2, 77), learned=True)
+    problem.curvature = torch.full((2,), curvature)
+    problem.check(path)
+
+
+@pytest.mark.parametrize("mode", ["control", "learned", "antithetic"])
+def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
+    problem = Problem((3, 3, 37, 41), **MODES[mode])
+    problem.next_mean = problem.mean.clone()
+    kept = [problem.mean.clone(), problem.ok.clone(), problem.next_mean.clone()]
+    expected = problem.expected(1, 5)
+    # The oracle's step perturbs the new mean; this perturbs the old one, with the curvature of now.
+    share, std = problem.looks[1, :, oracle.NEXT_SHARE], problem.looks[1, :, oracle.NEXT_STD]
+    scale = std.double()
+    if problem.curvature is not None:
+        scale = scale * (1 / (1 - share.double() * problem.curvature.double()).clamp(0.25, 4)).sqrt()
+    e = reference.normals(problem.seeds, 5, 0, problem.mean[0].numel()).reshape(problem.mean.shape)
+    offset = scale.reshape(-1, 1, 1, 1) * e
+    _core.NaturalStep(**problem.buffers(), path=path).perturb(1, 5)
+    assert_close(problem.input, problem.mean + offset, STEP_BOUND)
+    if problem.antithetic:
+        assert_close(problem.input_mirror, problem.mean - offset, STEP_BOUND)
+    assert all(torch.equal(a, b) for a, b in zip(kept, [problem.mean, problem.ok, problem.next_mean], strict=True))
+    assert expected.ok.all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("mode", ["control", "learned", "antithetic"])
+def test_what_leaves_the_finite_range_stays_alone(path: str, mode: str, value: float) -> None:
+    healthy = Problem((3, 3, 37, 41), **MODES[mode])
+    broken = Problem((3, 3, 37, 41), **MODES[mode])
+    broken.denoised[1, 1, 3, 5] = value
+    broken.looks[..., oracle.TO_DENOISED] = healthy.looks[..., oracle.TO_DENOISED] = 4
+    before = broken.mean[1, 1, 3, 5].item()
+    for problem in (healthy, broken):
+        problem.run(path)
+    assert broken.ok.tolist() == [1, 0, 1]
+    assert broken.next_mean[1, 1, 3, 5].item() == before
+    assert broken.input.isfinite().all()
+    for name in ("next_mean", "input", "input_mirror", "curvature"):
+        ours, theirs = getattr(broken, name), getattr(healthy, name)
+        if ours is not None:
+            assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
+    if broken.curvature is not None:
+        assert broken.curvature.isfinite().all()
+
+
+# --- Bits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correction", ["none", "mask", "blocks of 3", "blocks of 4"])
+@pytest.mark.parametrize("mode", MODES)
+def test_item_alone_and_any_thread_count_give_the_same_bits(
+    path: str, mode: str, correction: str, threads: Callable[[int], None]
+) -> None:
+    # Large enough for several threads, odd enough that items begin anywhere in a vector.
+    shape = (3, 3, 67, 131)
+    made = {}
+    for count in (1, 2, 4):
+        threads(count)
+        made[count] = Problem(shape, **MODES[mode], **CORRECTIONS[correction])
+        made[count].run(path)
+    names = ("next_mean", "input", "input_mirror", "curvature")
+    for count, name in itertools.product((2, 4), names):
+        if getattr(made[1], name) is not None:
+            assert torch.equal(getattr(made[1], name), getattr(made[count], name)), (count, name)
+    batch = Problem(shape, **MODES[mode], **CORRECTIONS[correction])
+    for index in range(3):
+        alone = batch.item(index)
+        alone.run(path)
+        for name in names:
+            if getattr(alone, name) is not None:
+                assert torch.equal(getattr(alone, name)[0], getattr(made[1], name)[index]), (index, name)
+
+
+def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Callable[[int], None]) -> None:
+    x = torch.randn(3, 3, 67, 131)
+    kept = (torch.rand(3, 3, 67, 131) > 0.5).to(torch.uint8)
+    taps = torch.rand(45)
+    energy, data = torch.rand_like(x), torch.randn_like(x)
+    ratio = torch.rand(3)
+
+    def everything(x: Tensor, kept: Tensor, energy: Tensor, data: Tensor, ratio: Tensor) -> list[Tensor]:
+        out = [torch.empty_like(x) for _ in range(6)]
+        blocks = torch.empty(len(x), 3, 17, 33)
+        _core.mask(x, kept, out[0], path=path)
+        _core.block_average(x, 4, blocks, path=path)
+        _core.block_average_adjoint(blocks, 4, out[1], path=path)
+        _core.separable_blur(x, taps, taps, "reflect", False, out[2], path=path)
+        _core.separable_blur(x, taps, taps, "reflect", True, out[3], path=path)
+        _core.spectral(x, energy, data, ratio, out[4], False, path=path)
+        _core.normals(torch.arange(3)[: len(x)], 1, 0, out[5], path=path)
+        return [*out, blocks]
+
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        results.append(everything(x, kept, energy, data, ratio))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    alone = everything(*(t[:1].contiguous() for t in (x, kept, energy, data, ratio)))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, results[0], strict=True))
+
+
+# --- Normals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(path: str, counter: list[int], key: list[int], expected: list[int]) -> None:
+    """The vectors published with Random123 (kat_vectors)."""
+    assert list(_core.philox(counter, key, path=path)) == expected
+
+
+def test_normals_against_the_oracle(path: str) -> None:
+    seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63)])
+    for size, evaluation, stream in [(1, 0, 0), (63, 1, 0), (4099, 2**32 - 1, 5), (20_003, 7, 2**32 - 1)]:
+        out = torch.empty(5, size)
+        _core.normals(seeds, evaluation, stream, out, path=path)
+        # Angles are rounded to 2^-24 of half a turn and the radius reaches 5.9: at most about 1e-6, mostly 1e-7.
+        error = (out.double() - reference.normals(seeds, evaluation, stream, size)).abs()
+        assert error.max() < 1e-6
+        assert error.square().mean().sqrt() < 1e-7
+
+
+def test_moments_of_the_normals(path: str) -> None:
+    out = torch.empty(4, 500_000)
+    _core.normals(torch.arange(4), 3, 0, out, path=path)
+    z = out.double().flatten()
+    n = z.numel()
+    # Five standard errors of each moment's estimate: var(z^k) is 1, 2, 15, 96.
+    for power, moment, variance in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)]:
+        assert abs((z**power).mean().item() - moment) < 5 * (variance / n) ** 0.5
+    lagged = (z[:-1] * z[1:]).mean().item()
+    assert abs(lagged) < 5 / n**0.5
+
+
+# --- Operators ----------------------------------------------------------------------------------------------
+
+IMAGE_SHAPES = [(1, 1, 1, 1), (2, 3, 7, 5), (1, 3, 33, 70), (2, 1, 64, 48), (0, 3, 8, 8)]
+
+
+@pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_mask(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape)
+    for masks in {1, shape[0]}:
+        kept = (torch.rand(masks, *shape[1:]) > 0.5).to(dtype) * (1 if dtype is torch.bool else 255)
+        out = torch.full(shape, 7.0)
+        _core.mask(x, kept.to(dtype), out, path=path)
+        assert torch.equal(out, torch.where(kept.bool(), x, 0.0))
+
+
+@pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16, 99])
+def test_block_average(path: str, shape: tuple[int, ...], factor: int) -> None:
+    x = torch.randn(shape)
+    out = torch.empty(*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor))
+    _core.block_average(x, factor, out, path=path)
+    # Sums of at most 70 and then 64 numbers in pairs or in a row: less than 134 roundings of 2^-24 of their size.
+    assert_close(out, oracle.block_average(x, factor), 1e-6)
+    y = torch.randn_like(out)
+    back = torch.empty(shape)
+    _core.block_average_adjoint(y, factor, back, path=path)
+    counts = oracle.block_counts(*shape[2:], factor)
+    assert_close(back, oracle.block_repeat(y / counts, factor, *shape[2:]), 1e-7)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
+def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoint: bool) -> None:
+    for lengths in [(1, 1), (3, 5), (1, 41), (61, 9), (101, 201)]:
+        g = torch.Generator().manual_seed(sum(lengths))
+        vertical, horizontal = (torch.rand(n, generator=g) for n in lengths)
+        vertical, horizontal = vertical / vertical.sum(), horizontal / horizontal.sum()
+        x = torch.randn(shape, generator=g)
+        out = torch.empty(shape)
+        _core.separable_blur(x, vertical, horizontal, boundary, adjoint, out, path=path)
+        # Taps sum to 1, so 2^-24 times a few: the halved filters subtract numbers of the size of the result.
+        # The adjoint's edges collect up to 200 samples, relative to which the bound is taken.
+        expected = oracle.separable_blur(x, vertical, horizontal, boundary, adjoint)
+        assert_close(out, expected, 2e-6, str(lengths))
+        inplace = x.clone()
+        _core.separable_blur(inplace, vertical, horizontal, boundary, adjoint, inplace, path=path)
+        assert torch.equal(inplace, out)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("shape", [(1, 1, 5, 6), (2, 3, 67, 45)], ids=str)
+@pytest.mark.parametrize("count", [1, 9, 61, 151])
+def test_adjoint_of_separable_blur(path: str, shape: tuple[int, ...], boundary: str, count: int) -> None:
+    x, y = torch.randn(shape), torch.randn(shape)
+    vertical, horizontal = torch.rand(count), torch.rand(count) - 0.3
+    blurred, spread = torch.empty(shape), torch.empty(shape)
+    _core.separable_blur(x, vertical, horizontal, boundary, False, blurred, path=path)
+    _core.separable_blur(y, vertical, horizontal, boundary, True, spread, path=path)
+    left, right = (blurred.double() * y).sum(), (x * spread.double()).sum()
+    assert abs(left - right) <= 1e-6 * blurred.double().norm() * y.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("update", [False, True])
+def test_spectral(path: str, dtype: torch.dtype, shared: bool, update: bool) -> None:
+    for size in [*range(1, 40), 4096, 5001]:
+        c, data = torch.randn(3, size, dtype=dtype), torch.randn(3, size, dtype=dtype)
+        energy = torch.rand(1 if shared else 3, size)
+        ratio = torch.rand(3) + 0.1
+        out = torch.empty_like(c)
+        _core.spectral(c, energy, data, ratio, out, update, path=path)
+        # Two roundings of numbers of size 4, divided by at least 0.1.
+        assert_close(out, oracle.spectral(c, energy, data, ratio, update), 2e-6)
+        inplace = c.clone()
+        _core.spectral(inplace, energy, data, ratio, inplace, update, path=path)
+        assert torch.equal(inplace, out)
+
+
+def test_spectral_without_energy_and_noise_changes_nothing(path: str) -> None:
+    c = torch.randn(1, 37)
+    out = torch.empty_like(c)
+    _core.spectral(c, torch.zeros(1, 37), torch.zeros(1, 37), torch.zeros(1), out, False, path=path)
+    assert torch.equal(out, c)
+
+
+# --- Errors -------------------------------------------------------------------------------------------------
+
+
+def _step(**changes: Any) -> _core.NaturalStep:
+    buffers = Problem((2, 3, 8, 6), correction="mask", masks=2).buffers()
+    return _core.NaturalStep(**{**buffers, **changes})
+
+
+IMAGE = (2, 3, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"previous": torch.zeros(2, 3, 8, 5)}, ValueError,
+         r"`previous` must have shape (B, ...) = (2, 3, 8, 6), got (2, 3, 8, 5)"),
+        ({"input": torch.zeros(IMAGE, dtype=torch.float64)}, TypeError,
+         "`input` must be torch.float32, got torch.float64; convert it with .to(torch.float32)"),
+        ({"mean": [1.0]}, TypeError, "`mean` must be a torch.Tensor, got list; convert it with torch.as_tensor"),
+        ({"mean": torch.zeros(())}, ValueError, "`mean` must have shape (B, ...), got ()"),
+        ({"input": torch.zeros(2, 3, 6, 8).transpose(2, 3)}, ValueError,
+         "`input` must be contiguous, got strides (144, 48, 1, 8) for shape (2, 3, 8, 6); call .contiguous()"),
+        ({"input": torch.zeros(IMAGE, requires_grad=True)}, ValueError, "`input` cannot be read through DLPack: "),
+        ({"looks": torch.zeros(4, 2, 7)}, ValueError, "`looks` must have shape (L, B, 8) = (L, 2, 8), got (4, 2, 7)"),
+        ({"looks": torch.zeros(4, 3, 8)}, ValueError, "`looks` must have shape (L, B, 8) = (L, 2, 8), got (4, 3, 8)"),
+        ({"seeds": torch.zeros(2)}, TypeError, "`seeds` must be torch.int64, got torch.float32"),
+        ({"seeds": torch.zeros(3, dtype=torch.int64)}, ValueError, "`seeds` must have shape (B,) = (2,), got (3,)"),
+        ({"ok": torch.zeros(2)}, TypeError, "`ok` must be torch.uint8 or torch.bool, got torch.float32"),
+        ({"curvature": torch.zeros(3)}, ValueError, "`curvature` must have shape (B,) = (2,), got (3,)"),
+        ({"correction": "blur"}, ValueError,
+         "`correction` must be one of 'none', 'mask', 'block_average', got 'blur'"),
+        ({"y": None}, ValueError, "`y` must be given when `correction` is 'mask'"),
+        ({"mask": torch.zeros(2, 3, 8, 7, dtype=torch.uint8)}, ValueError,
+         "`mask` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (2, 3, 8, 7)"),
+        ({"mask": torch.zeros(IMAGE)}, TypeError, "`mask` must be torch.uint8 or torch.bool, got torch.float32"),
+        ({"correction": "block_average", "factor": 0}, ValueError, "`factor` must be at least 1, got 0"),
+        ({"correction": "block_average", "factor": 4}, ValueError,
+         "`y` must have shape (B, C, ceil(H / factor), ceil(W / factor)) = (2, 3, 2, 2), got (2, 3, 8, 6)"),
+        ({"antithetic": True}, ValueError, "`input_mirror` must be given when `antithetic` is set"),
+        ({"antithetic": True, "drawn": True, "input_mirror": torch.zeros(IMAGE)}, ValueError,
+         "`drawn` and `antithetic` exclude each other"),
+        ({"path": "avx1"}, ValueError, "`path` must be one of 'av"),
+    ],
+)  # fmt: skip
+def test_step_errors(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        _step(**changes)
+    assert message in str(raised.value)
+
+
+def test_block_average_needs_images() -> None:
+    problem = Problem((2, 10))
+    settings = {**problem.buffers(), "correction": "block_average", "y": torch.zeros(2, 5), "factor": 2}
+    with pytest.raises(ValueError, match=r"`mean` must have shape \(B, C, H, W\) when `correction` is 'block_average'"):
+        _core.NaturalStep(**settings)
+
+
+def test_input_and_its_mirror_must_differ() -> None:
+    image = torch.zeros(IMAGE)
+    with pytest.raises(ValueError, match="`input_mirror` must be another tensor than `input`"):
+        _step(input=image, input_mirror=image)
+
+
+def test_call_errors() -> None:
+    step, image = _step(), torch.zeros(IMAGE)
+    with pytest.raises(ValueError, match=r"`look` must be in \[0, 3\), got 3"):
+        step.step(3, image.data_ptr())
+    with pytest.raises(ValueError, match=r"`look` must be in \[0, 3\), got -1"):
+        step.perturb(-1, 0)
+    with pytest.raises(ValueError, match="`denoised` must be the address of a tensor, got 0"):
+        step.step(0, 0)
+    with pytest.raises(ValueError, match="`denoised_mirror` must not be given"):
+        step.step(0, image.data_ptr(), image.data_ptr())
+    pair = _step(input_mirror=torch.zeros(IMAGE), antithetic=True)
+    with pytest.raises(ValueError, match="`denoised_mirror` must be given to an antithetic step"):
+        pair.step(0, image.data_ptr())
+
+
+X = torch.zeros(2, 3, 8, 6)
+TAPS = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _core.mask(X, torch.zeros(3, 3, 8, 6, dtype=torch.uint8), X.clone()), ValueError,
+         "`mask` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (3, 3, 8, 6)"),
+        (lambda: _core.mask(X, X.to(torch.uint8), torch.zeros(2, 3)), ValueError,
+         "`out` must have shape (B, ...) = (2, 3, 8, 6), got (2, 3)"),
+        (lambda: _core.mask(X.to("meta"), X.to(torch.uint8), X.clone()), ValueError,
+         "`x` cannot be read through DLPack"),
+        (lambda: _core.block_average(X, 4, X.clone()), ValueError,
+         "`out` must have shape (..., ceil(H / factor), ceil(W / factor)) = (2, 3, 2, 2), got (2, 3, 8, 6)"),
+        (lambda: _core.block_average(X, 0, X.clone()), ValueError, "`factor` must be at least 1, got 0"),
+        (lambda: _core.block_average(TAPS, 2, TAPS.clone()), ValueError, "`x` must have shape (..., H, W), got (3,)"),
+        (lambda: _core.block_average_adjoint(X, 4, X.clone()), ValueError, "`y` must have shape"),
+        (lambda: _core.separable_blur(X, TAPS, torch.ones(4), "circular", False, X.clone()), ValueError,
+         "`taps_h` must have shape (K,) with odd K, got (4,)"),
+        (lambda: _core.separable_blur(X, X, TAPS, "circular", False, X.clone()), ValueError,
+         "`taps_v` must have shape (K,) with odd K, got (2, 3, 8, 6)"),
+        (lambda: _core.separable_blur(X, TAPS, TAPS, "zero", False, X.clone()), ValueError,
+         "`boundary` must be one of 'circular', 'reflect', 'replicate', got 'zero'"),
+        (lambda: _core.spectral(X, X, X.to(torch.complex64), torch.ones(2), X.clone(), False), TypeError,
+         "`data` must be torch.float32, got torch.complex64"),
+        (lambda: _core.spectral(X, torch.zeros(3, 4), X, torch.ones(2), X.clone(), False), ValueError,
+         "`energy` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (3, 4)"),
+        (lambda: _core.spectral(X, X, X, torch.ones(3), X.clone(), False), ValueError,
+         "`noise_ratio` must have shape (B,) = (2,), got (3,)"),
+        (lambda: _core.normals(torch.zeros(3, dtype=torch.int64), 0, 0, X.clone()), ValueError,
+         "`seeds` must have shape (B,) = (2,), got (3,)"),
+        (lambda: _core.mask(X, X.to(torch.uint8), X.clone(), path="sse9"), ValueError, "`path` must be one of"),
+    ],
+)  # fmt: skip
+def test_operator_errors(call: Callable[[], None], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    assert message in str(raised.value)
+
+
+def test_views_keep_their_tensors_alive() -> None:
+    problem = Problem((1, 20_000))
+    step = _core.NaturalStep(**problem.buffers())
+    denoised = problem.denoised.clone()
+    expected = problem.expected(0, 1)
+    mean = problem.mean
+    problem.looks, problem.seeds, problem.previous = torch.empty(0), torch.empty(0), torch.empty(0)
+    torch.full((1, 20_000), 9.0)
+    step.step(0, denoised.data_ptr())
+    assert_close(mean, expected.mean, STEP_BOUND)
+
+
+def test_one_step_refuses_two_threads() -> None:
+    problem = Problem((8, 1_000_000))
+    step = _core.NaturalStep(**problem.buffers())
+    refused: list[str] = []
+
+    def work() -> None:
+        for _ in range(5):
+            try:
+                step.step(0, problem.denoised.data_ptr())
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert refused
+    assert set(refused) == {"this step is executing in another thread; make one plan per thread"}
+
+
+def _import_with(value: str) -> subprocess.CompletedProcess[str]:
+    code = "import rmp_fast._core as c; print(c.cpu_path())"
+    environment = {**os.environ, "RMP_FAST_CPU": value}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_path_from_the_environment() -> None:
+    assert _import_with("baseline").stdout.strip() == "baseline"
+    assert _import_with("").stdout.strip() == _core.cpu_paths()[0]
+    wrong = _import_with("mmx")
+    assert wrong.returncode != 0
+    assert "`RMP_FAST_CPU` must be one of " in wrong.stderr
+    assert "'baseline' on this processor, got 'mmx'" in wrong.stderr
