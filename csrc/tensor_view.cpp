@@ -84,14 +84,39 @@ bool is_contiguous(const DLTensor& tensor) {
 
 std::string quoted(const char* name) { return "`" + std::string(name) + "`"; }
 
+// torch's own exporter: Tensor.__dlpack__ is Python and takes longer than the kernels do on small images. It leaves out
+// two checks, which are made here.
+struct Torch {
+  py::object tensor, to_dlpack;
+};
+
+// Null while nobody has imported torch: then no argument is one of its tensors.
+const Torch* torch() {
+  static const Torch* found = nullptr;  // guarded by the GIL; never freed, since modules outlive the interpreter's exit
+  if (!found && py::module_::import("sys").attr("modules").contains("torch")) {
+    found = new Torch{py::module_::import("torch").attr("Tensor"),
+                      py::module_::import("torch.utils.dlpack").attr("to_dlpack")};
+  }
+  return found;
+}
+
 py::object exported(py::handle tensor, const char* name) {
-  if (!py::hasattr(tensor, "__dlpack__")) {
+  const Torch* known = torch();
+  const bool is_torch = known && py::isinstance(tensor, known->tensor);
+  if (!is_torch && !py::hasattr(tensor, "__dlpack__")) {
     throw py::type_error(quoted(name) + " must be a torch.Tensor, got " +
                          py::str(py::type::of(tensor).attr("__name__")).cast<std::string>() +
                          "; convert it with torch.as_tensor");
   }
+  if (is_torch && tensor.attr("requires_grad").cast<bool>()) {
+    throw py::value_error(quoted(name) + " must not require grad; call .detach()");
+  }
+  if (is_torch && (tensor.attr("is_conj")().cast<bool>() || tensor.attr("is_neg")().cast<bool>())) {
+    throw py::value_error(quoted(name) + " must not be a lazily conjugated or negated view; call .resolve_conj() and " +
+                          ".resolve_neg()");
+  }
   try {
-    return tensor.attr("__dlpack__")();
+    return is_torch ? known->to_dlpack(tensor) : tensor.attr("__dlpack__")();
   } catch (const py::error_already_set& error) {
     throw py::value_error(quoted(name) +
                           " cannot be read through DLPack: " + py::str(error.value()).cast<std::string>());

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import oracle
 import pytest
 import torch
@@ -507,7 +508,8 @@ IMAGE = (2, 3, 8, 6)
         ({"mean": torch.zeros(())}, ValueError, "`mean` must have shape (B, ...), got ()"),
         ({"input": torch.zeros(2, 3, 6, 8).transpose(2, 3)}, ValueError,
          "`input` must be contiguous, got strides (144, 48, 1, 8) for shape (2, 3, 8, 6); call .contiguous()"),
-        ({"input": torch.zeros(IMAGE, requires_grad=True)}, ValueError, "`input` cannot be read through DLPack: "),
+        ({"input": torch.zeros(IMAGE, requires_grad=True)}, ValueError,
+         "`input` must not require grad; call .detach()"),
         ({"looks": torch.zeros(4, 2, 7)}, ValueError, "`looks` must have shape (L, B, 8) = (L, 2, 8), got (4, 2, 7)"),
         ({"looks": torch.zeros(4, 3, 8)}, ValueError, "`looks` must have shape (L, B, 8) = (L, 2, 8), got (4, 3, 8)"),
         ({"seeds": torch.zeros(2)}, TypeError, "`seeds` must be torch.int64, got torch.float32"),
@@ -564,6 +566,7 @@ def test_call_errors() -> None:
 
 
 X = torch.zeros(2, 3, 8, 6)
+C = X.to(torch.complex64)
 TAPS = torch.ones(3)
 
 
@@ -587,7 +590,7 @@ TAPS = torch.ones(3)
          "`taps_v` must have shape (K,) with odd K, got (2, 3, 8, 6)"),
         (lambda: _core.separable_blur(X, TAPS, TAPS, "zero", False, X.clone()), ValueError,
          "`boundary` must be one of 'circular', 'reflect', 'replicate', got 'zero'"),
-        (lambda: _core.spectral(X, X, X.to(torch.complex64), torch.ones(2), X.clone(), False), TypeError,
+        (lambda: _core.spectral(X, X, C, torch.ones(2), X.clone(), False), TypeError,
          "`data` must be torch.float32, got torch.complex64"),
         (lambda: _core.spectral(X, torch.zeros(3, 4), X, torch.ones(2), X.clone(), False), ValueError,
          "`energy` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (3, 4)"),
@@ -595,6 +598,8 @@ TAPS = torch.ones(3)
          "`noise_ratio` must have shape (B,) = (2,), got (3,)"),
         (lambda: _core.normals(torch.zeros(3, dtype=torch.int64), 0, 0, X.clone()), ValueError,
          "`seeds` must have shape (B,) = (2,), got (3,)"),
+        (lambda: _core.spectral(C.conj(), X, C, torch.ones(2), C.clone(), False), ValueError,
+         "`c` must not be a lazily conjugated or negated view; call .resolve_conj() and .resolve_neg()"),
         (lambda: _core.mask(X, X.to(torch.uint8), X.clone(), path="sse9"), ValueError, "`path` must be one of"),
     ],
 )  # fmt: skip
@@ -602,6 +607,12 @@ def test_operator_errors(call: Callable[[], None], error: type[Exception], messa
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)
+
+
+def test_numpy_arrays_are_taken_too() -> None:
+    x, out = numpy.ones((2, 5), numpy.float32), numpy.zeros((2, 5), numpy.float32)
+    _core.mask(x, numpy.array([[1, 0, 1, 0, 1]], numpy.uint8), out)
+    assert out.tolist() == [[1, 0, 1, 0, 1]] * 2
 
 
 def test_views_keep_their_tensors_alive() -> None:
