@@ -18,7 +18,7 @@ SOURCES := $(shell find csrc kernels python CMakeLists.txt pyproject.toml -type 
 NATIVE := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/python benchmarks/demo.py
 
 test: lint
 	$(BIN)/python -m pytest tests
