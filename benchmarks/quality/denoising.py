@@ -1,4 +1,4 @@
-"""How well the bundled priors denoise: ``python benchmarks/quality/denoising.py [fashion] [photo]``.
+"""How well the bundled priors denoise: ``python benchmarks/quality/denoising.py``.
 
 ``fashion``: PSNR on Fashion-MNIST test images, which its training never saw. ``photo``: PSNR on scikit-image's
 photographs (central crops), beside CBM3D (package bm3d, which is told the same noise level), on the same noise.
@@ -72,14 +72,14 @@ def photo(size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prior", nargs="*", default=["fashion", "photo"], choices=["fashion", "photo"])
+    parser.add_argument("--prior", choices=["fashion", "photo"], help="default: both")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
     parser.add_argument("--count", type=int, default=256, help="Fashion-MNIST images")
     parser.add_argument("--size", type=int, default=256, help="side of the photographs' crops")
     args = parser.parse_args()
-    if "fashion" in args.prior:
+    if args.prior != "photo":
         fashion(args.data, args.count)
-    if "photo" in args.prior:
+    if args.prior != "fashion":
         photo(args.size)
 
 
