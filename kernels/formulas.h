@@ -1,6 +1,7 @@
 // The formulas, stated once for C++ and CUDA. They are written in a small vocabulary (fused, root, select, minimum,
-// shift_right, bits, from_bits, to_float, spread, multiply_wide), which each backend defines for its own types before
-// it includes this file: vectors in cpu/simd.h, plain numbers on a GPU. RMP_PATH is the namespace of that backend.
+// plus_modulo, shift_right, bits, from_bits, to_float, spread, multiply_wide), which each backend defines for its own
+// types before it includes this file: vectors in cpu/simd.h, plain numbers on a GPU. RMP_PATH is the namespace of that
+// backend.
 #pragma once
 
 #include <cstdint>
@@ -109,7 +110,7 @@ template <class F, class I>
 RMP_FORMULA void cosine_sine(I word, F scale, F& cosine, F& sine) {
   constexpr float kTurn = 6.28318530717958648f * 0x1p-32f;
   const I u = turn(word);
-  const I half = (u + (1 << 30)) & INT32_MIN;
+  const I half = plus_modulo(u, 1 << 30) & INT32_MIN;
   const F x = to_float(u ^ half) * kTurn;
   const F z = x * x;
   F s = fused(z, spread<F>(2.6000539037340786e-6f), spread<F>(-1.9806614727713168e-4f));

@@ -106,11 +106,10 @@ struct BlurParams {
   int threads;
 
   static constexpr std::int64_t kWidestStrip = 32;  // lines that are blurred side by side
-  static constexpr std::int64_t kTail = 8;          // samples that may be read behind the last one
 
-  // Weights, the continued strip, its result, and for the halved filters, one inside the other, as much again twice.
+  // The weights, a strip continued at both ends, and its result.
   static constexpr std::int64_t scratch_size(std::int64_t length, std::int64_t radius) {
-    return 4 * (2 * (length + 4 * radius) + 8 * kTail) * kWidestStrip + 16 * (radius + 4);
+    return (2 * length + 6 * radius) * kWidestStrip + 2 * radius + 1;
   }
   constexpr std::int64_t scratch_size() const {
     const std::int64_t rows = scratch_size(width, radius_horizontal), columns = scratch_size(height, radius_vertical);

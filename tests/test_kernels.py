@@ -440,8 +440,8 @@ def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoin
         x = torch.randn(shape, generator=g)
         out = torch.empty(shape)
         _core.separable_blur(x, vertical, horizontal, boundary, adjoint, out, path=path)
-        # Taps sum to 1, so 2^-24 times a few: the halved filters subtract numbers of the size of the result.
-        # The adjoint's edges collect up to 200 samples, relative to which the bound is taken.
+        # Taps sum to 1, so at worst 200 roundings of 2^-24 of numbers that shrink with the taps. The adjoint's edges
+        # collect up to 200 samples, relative to which the bound is taken.
         expected = oracle.separable_blur(x, vertical, horizontal, boundary, adjoint)
         assert_close(out, expected, 2e-6, str(lengths))
         inplace = x.clone()

@@ -20,7 +20,7 @@ struct NormalStream {
 
   // The words of the elements element, element + 1, ... of the item; `element` is a multiple of 4.
   RMP_INLINE void words(std::int64_t element, Int (&w)[4]) const {
-    Words c0 = unpacked(kOrder + static_cast<std::int32_t>(element / 4));
+    Words c0 = unpacked(plus_modulo(kOrder, static_cast<std::uint32_t>(element / 4)));
     Words c1 = evaluation, c2 = stream, c3 = spread<Words>(0u);
     philox(keys, c0, c1, c2, c3);
     w[0] = packed(c0), w[1] = packed(c1), w[2] = packed(c2), w[3] = packed(c3);

@@ -52,13 +52,12 @@ RMP_INLINE void add_row(const float* from, float* to) {
 
 // kCount neighbouring results for a pair of vectors: every loaded sample serves kCount sums. count >= kCount.
 template <int kCount>
-RMP_INLINE void convolve_group(const float* x, std::int64_t stride, const float* weights, std::int64_t count,
-                               float* out) {
+RMP_INLINE void convolve_group(const float* x, const float* weights, std::int64_t count, float* out) {
   Float sum[kCount][2] = {};
   const auto add = [&](std::int64_t i, int r) RMP_INLINE_LAMBDA {
     const Float weight = spread<Float>(weights[i - r]);
-    sum[r][0] = fused(weight, load(x + i * stride), sum[r][0]);
-    sum[r][1] = fused(weight, load(x + i * stride + kLanes), sum[r][1]);
+    sum[r][0] = fused(weight, load(x + i * kStrip), sum[r][0]);
+    sum[r][1] = fused(weight, load(x + i * kStrip + kLanes), sum[r][1]);
   };
   // The sums start and end one after the other; unrolled, so that they stay in registers.
 #pragma GCC unroll 4
@@ -82,62 +81,12 @@ RMP_INLINE void convolve_group(const float* x, std::int64_t stride, const float*
   }
 }
 
-void convolve_directly(const float* x, std::int64_t stride, const float* weights, std::int64_t count,
-                       std::int64_t samples, float* out) {
+void convolve(const float* x, const float* weights, std::int64_t count, std::int64_t samples, float* out) {
   std::int64_t i = 0;
   if (count >= kGroup) {
-    for (; i + kGroup <= samples; i += kGroup)
-      convolve_group<kGroup>(x + i * stride, stride, weights, count, row(out, i));
+    for (; i + kGroup <= samples; i += kGroup) convolve_group<kGroup>(x + i * kStrip, weights, count, out + i * kStrip);
   }
-  for (; i < samples; ++i) convolve_group<1>(x + i * stride, stride, weights, count, row(out, i));
-}
-
-// Long filters take three half-length convolutions at half the rate instead of four (Parker and Parhi, "Low-area/power
-// parallel FIR digital filter implementations", 1997). With even and odd weights w0, w1 and samples x0, x1:
-//   P = w0 x0,  Q = w1 x1,  R = (w0 + w1) (x[2a + 1] + x[2a + 2])
-//   out[2a] = P[a] + Q[a],  out[2a + 1] = R[a] - Q[a] - P[a + 1]
-// Reads `count` + 1 weights, of which the last is 0, and kTail samples behind the last, which must be finite.
-constexpr std::int64_t kTail = BlurParams::kTail;
-
-void convolve(const float* x, std::int64_t stride, const float* weights, std::int64_t count, std::int64_t samples,
-              float* out, float* scratch) {
-  constexpr std::int64_t kWorthHalving = 40;  // measured
-  if (count < kWorthHalving) {
-    convolve_directly(x, stride, weights, count, samples, out);
-    return;
-  }
-  const std::int64_t taps = (count + 1) / 2, half = (samples + 1) / 2, sums = half + taps - 1;
-  float* even = scratch;
-  float* odd = even + taps + 1;
-  float* both = odd + taps + 1;
-  float* x_both = both + taps + 1;
-  float* p = row(x_both, sums + kTail);
-  float* q = row(p, half + 1);
-  float* r = row(q, half);
-  float* rest = row(r, half);
-  for (std::int64_t m = 0; m < taps; ++m) {
-    even[m] = weights[2 * m];
-    odd[m] = 2 * m + 1 < count ? weights[2 * m + 1] : 0.0f;
-    both[m] = even[m] + odd[m];
-  }
-  even[taps] = odd[taps] = both[taps] = 0.0f;
-  for (std::int64_t a = 0; a < sums + kTail; ++a) {
-    for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) {
-      const float* from = x + (2 * a + 1) * stride + lane;
-      store(row(x_both, a) + lane, a < sums ? load(from) + load(from + stride) : Float{});
-    }
-  }
-  convolve(x, 2 * stride, even, taps, half + 1, p, rest);
-  convolve(x + stride, 2 * stride, odd, taps, half, q, rest);
-  convolve(x_both, kStrip, both, taps, half, r, rest);
-  for (std::int64_t a = 0; a < half; ++a) {
-    for (std::int64_t lane = 0; lane < kStrip; lane += kLanes) {
-      const std::int64_t at = a * kStrip + lane;
-      const Float product = load(q + at);
-      store(row(out, 2 * a) + lane, load(p + at) + product);
-      if (2 * a + 1 < samples) store(row(out, 2 * a + 1) + lane, load(r + at) - product - load(p + at + kStrip));
-    }
-  }
+  for (; i < samples; ++i) convolve_group<1>(x + i * kStrip, weights, count, out + i * kStrip);
 }
 
 // --- One strip -------------------------------------------------------------------------------------------------------
@@ -146,15 +95,10 @@ struct Strip {
   float* weights;
   float* samples;  // continued
   float* result;
-  float* rest;
 
   Strip(const Axis& axis, float* scratch)
-      : weights(scratch),
-        samples(weights + axis.count() + 1),
-        result(row(samples, axis.length + 4 * axis.radius + kTail)),
-        rest(row(result, axis.length + 2 * axis.radius)) {
+      : weights(scratch), samples(weights + axis.count()), result(row(samples, axis.length + 4 * axis.radius)) {
     for (std::int64_t m = 0; m < axis.count(); ++m) weights[m] = axis.taps[axis.adjoint ? m : axis.count() - 1 - m];
-    weights[axis.count()] = 0.0f;
   }
   float* inside(const Axis& axis) const { return row(samples, axis.margin()); }
 
@@ -172,8 +116,7 @@ struct Strip {
         }
       }
     }
-    for (std::int64_t i = 0; i < kTail; ++i) clear_row(row(first, n + margin + i));
-    convolve(samples, kStrip, weights, axis.count(), axis.made(), result, rest);
+    convolve(samples, weights, axis.count(), axis.made(), result);
     if (!axis.folds()) return result;
     float* kept = row(result, axis.radius);
     for (std::int64_t i = 1; i <= axis.radius; ++i) {

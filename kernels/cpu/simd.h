@@ -87,6 +87,7 @@ RMP_INLINE Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 RMP_INLINE Double widened(Float v) { return __builtin_convertvector(v, Double); }
 RMP_INLINE Float select(Int where, Float yes, Float no) { return where ? yes : no; }
 RMP_INLINE Int minimum(Int a, std::int32_t b) { return a < b ? a : Int{} + b; }
+RMP_INLINE Int plus_modulo(Int a, std::uint32_t b) { return (Int)((Word)a + b); }
 RMP_INLINE Int shift_right(Int v, int count) { return (Int)((Word)v >> count); }
 RMP_INLINE Int is_finite(Float v) { return (bits(v) & 0x7FFFFFFF) < 0x7F800000; }
 
