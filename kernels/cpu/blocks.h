@@ -44,6 +44,14 @@ RMP_INLINE void block_sums(const BlockShape& s, const float* x, std::int64_t row
 // row <- every value of the blocks repeated over its columns. Whole vectors are stored, each over the tail of the last.
 RMP_INLINE void repeat_columns(const BlockShape& s, const float* values, float* row) {
   const std::int64_t columns = s.columns(), factor = s.factor_columns;
+  if (factor == 2) {
+    for (std::int64_t j = 0; j < columns; j += kLanes) {
+      const Float value = load(values + j);
+      store(row + 2 * j, twice_low(value));
+      store(row + 2 * j + kLanes, twice_high(value));
+    }
+    return;
+  }
   for (std::int64_t j = 0; j < columns; ++j) {
     const Float value = spread<Float>(values[j]);
     for (std::int64_t i = 0; i < factor; i += kLanes) store(row + j * factor + i, value);
