@@ -34,9 +34,11 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend to use: ``backend`` itself, or for ``auto`` the fastest that works.
 
     Raises:
-        ValueError: for an unknown name, or a backend that cannot work here, with the reason.
+        ValueError: for an unknown name, a backend that cannot work here, with the reason, or a wrong RMP_FAST_CPU.
     """
     check_choice("backend", backend, ("auto", *BACKENDS))
+    if core_error is not None and "RMP_FAST_CPU" in core_error:  # a wrong wish is no reason to fall back in silence
+        raise ValueError(core_error)
     reasons = status(device, dtype)
     if backend == "auto":
         backend = next((name for name in BACKENDS if reasons[name] is None), "torch")

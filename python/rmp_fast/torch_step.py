@@ -56,7 +56,7 @@ class TorchStep:
     def _rho(self, share: Tensor) -> Tensor:
         if self.curvature is None:
             return torch.ones_like(share)
-        return (1 / (1 - share * self.curvature)).clamp(0.25, 4)
+        return 1 / (1 - share * self.curvature).clamp(0.25, 4)
 
     def _write_input(self, centre: Tensor, std: Tensor, evaluation: int) -> None:
         e = normals(self.seeds, evaluation, self.stream, self.mean[0].numel()) if self.mean.numel() else self.mean
