@@ -328,6 +328,12 @@ def test_executions_refuse(arguments: dict[str, object], error: type[Exception],
         plan_with().execute(**{"y": torch.zeros(SHAPE), **arguments})
 
 
+def test_a_wrong_code_path_is_no_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "core_error", "`RMP_FAST_CPU` must be one of 'avx2', 'baseline', got 'mmx'")
+    with pytest.raises(ValueError, match="`RMP_FAST_CPU` must be one of"):
+        plan_with()
+
+
 @pytest.mark.skipif(backends.core_error is not None, reason="the compiled extension is not built")
 def test_a_prior_that_returns_something_else_is_refused_before_its_memory_is_read() -> None:
     class Transposed(rmp.priors.Prior):

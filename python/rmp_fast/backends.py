@@ -6,7 +6,7 @@ import torch
 
 from ._checks import check_choice
 
-__all__ = ["BACKENDS", "core_error", "resolve", "status"]
+__all__ = ["BACKENDS", "check_override", "core_error", "resolve", "status"]
 
 #: In the order in which ``auto`` prefers them; ``reference`` is float64 and only taken when asked for.
 BACKENDS = ("cpu", "torch", "reference")
@@ -30,15 +30,19 @@ def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     return {"cpu": cpu, "torch": plain, "reference": None}
 
 
+def check_override() -> None:
+    """ValueError where RMP_FAST_CPU names no code path of this processor: a wrong wish is no reason to fall back."""
+    if core_error is not None and "RMP_FAST_CPU" in core_error:
+        raise ValueError(core_error)
+
+
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend to use: ``backend`` itself, or for ``auto`` the fastest that works.
 
     Raises:
-        ValueError: for an unknown name, a backend that cannot work here, with the reason, or a wrong RMP_FAST_CPU.
+        ValueError: for an unknown name, or a backend that cannot work here, with the reason.
     """
     check_choice("backend", backend, ("auto", *BACKENDS))
-    if core_error is not None and "RMP_FAST_CPU" in core_error:  # a wrong wish is no reason to fall back in silence
-        raise ValueError(core_error)
     reasons = status(device, dtype)
     if backend == "auto":
         backend = next((name for name in BACKENDS if reasons[name] is None), "torch")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import loop, ops, reference, schedules
 from ._checks import check_choice, check_finite, check_noise_std, check_positive, check_shape, check_tensor, shape_text
-from .backends import resolve
+from .backends import check_override, resolve
 from .guidance import check_guidance, noise_ratio
 from .operators import Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
@@ -121,6 +121,7 @@ class Plan:
         self.precision_rate = check_positive("precision_rate", precision_rate)
         self.device = torch.device("cpu" if device is None else device)
         self.dtype = dtype
+        check_override()
         self.backend = resolve(backend, self.device, dtype)
         self._low, self._half = _check_data_range(data_range)
         self._lock = threading.Lock()
