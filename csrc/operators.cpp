@@ -33,8 +33,9 @@ TensorView float_view(const py::object& tensor, const char* name) {
   return view;
 }
 
-// Arguments of both directions; `image` is (..., H, W), `averages` (..., ceil(H / f), ceil(W / f)).
-BlockAverageParams block_params(const TensorView& image, TensorView& averages, std::int64_t factor) {
+// Either direction; `image` is (..., H, W), `averages` (..., ceil(H / f), ceil(W / f)).
+void launch_blocks(void (*launcher)(const BlockAverageParams&), const TensorView& image, TensorView& averages,
+                   std::int64_t factor, const TensorView& from, const TensorView& to) {
   check_axes(image, 2, "(..., H, W)");
   if (factor < 1) throw py::value_error("`factor` must be at least 1, got " + std::to_string(factor));
   Shape expected = image.shape();
@@ -43,14 +44,19 @@ BlockAverageParams block_params(const TensorView& image, TensorView& averages, s
   expected[rank - 2] = ceil_div(height, factor);
   expected[rank - 1] = ceil_div(width, factor);
   averages.with_shape(expected, "(..., ceil(H / factor), ceil(W / factor))");
+  if (!image.numel()) return;
   BlockAverageParams params{};
-  params.blocks.planes = image.numel() ? image.numel() / (height * width) : 0;
+  params.blocks.planes = image.numel() / (height * width);
   params.blocks.height = height;
   params.blocks.width = width;
   params.blocks.factor_rows = std::min(factor, height);
   params.blocks.factor_columns = std::min(factor, width);
   params.threads = thread_count();
-  return params;
+  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
+  params.scratch = scratch.get();
+  params.x = from.data<float>();
+  params.out = to.data<float>();
+  launch(launcher, params);
 }
 
 }  // namespace
@@ -76,24 +82,14 @@ void block_average(const py::object& x, std::int64_t factor, const py::object& o
   const Launchers& run = launchers(path);
   const TensorView image = float_view(x, "x");
   TensorView averages = float_view(out, "out");
-  BlockAverageParams params = block_params(image, averages, factor);
-  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
-  params.x = image.data<float>();
-  params.out = averages.data<float>();
-  params.scratch = scratch.get();
-  if (image.numel()) launch(run.block_average, params);
+  launch_blocks(run.block_average, image, averages, factor, image, averages);
 }
 
 void block_average_adjoint(const py::object& y, std::int64_t factor, const py::object& out, const PathName& path) {
   const Launchers& run = launchers(path);
   const TensorView image = float_view(out, "out");
   TensorView averages = float_view(y, "y");
-  BlockAverageParams params = block_params(image, averages, factor);
-  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
-  params.x = averages.data<float>();
-  params.out = image.data<float>();
-  params.scratch = scratch.get();
-  if (image.numel()) launch(run.block_average_adjoint, params);
+  launch_blocks(run.block_average_adjoint, image, averages, factor, averages, image);
 }
 
 void separable_blur(const py::object& x, const py::object& taps_v, const py::object& taps_h,

@@ -487,12 +487,21 @@ def test_derived_seeds_differ_by_seed_purpose_and_name() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_baseline_fills_from_the_nearest_known_pixel() -> None:
+def test_baseline_of_inpainting_is_exact_on_a_plane_and_falls_back_outside_the_hull() -> None:
     settings = Settings("inpainting", "inpainting", {}, None, None, {})
-    y = np.array([[[1.0, 0.0, 0.0, 4.0]]])
-    mask = torch.tensor([[[True, False, False, True]]])
-    name, filled = degrade.baseline(settings, y, (1, 1, 4), mask)
-    assert (name, filled.tolist()) == ("nearest known pixel", [[[1, 1, 4, 4]]])
+    rows, columns = np.mgrid[:5, :6].astype(np.float32)
+    plane = (rows + 2 * columns)[None]
+    known = torch.zeros(1, 5, 6, dtype=torch.bool)
+    for corner in ((0, 0), (0, 5), (4, 0), (4, 5)):
+        known[0][corner] = True
+    name, filled = degrade.baseline(settings, plane * known.numpy(), plane.shape, known)
+    assert name == "linear interpolation"
+    np.testing.assert_allclose(filled, plane, atol=1e-5)  # a few roundings of values up to 14
+    line = torch.tensor([[[True, False, False, True]]])
+    assert degrade.baseline(settings, np.array([[[1.0, 0, 0, 4]]]), (1, 1, 4), line)[1].tolist() == [[[1, 1, 4, 4]]]
+    assert (
+        degrade.baseline(settings, np.zeros((1, 1, 2)), (1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.bool))[1].sum() == 0
+    )
 
 
 def test_metrics_against_their_definition() -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from . import ops
 from ._checks import check_choice
 
-__all__ = ["BACKENDS", "check_override", "core_error", "resolve", "status"]
+__all__ = ["BACKENDS", "core_error", "preferred", "resolve", "status"]
 
 #: In the order in which ``auto`` prefers them; ``reference`` is float64 and only taken when asked for.
 BACKENDS = ("cpu", "torch", "reference")
 
-try:
-    from . import _core  # noqa: F401  (imported for the error it may raise)
-
-    core_error: str | None = None
-except ImportError as error:
-    core_error = f"the compiled extension cannot be loaded: {error}"
+#: Why the compiled extension cannot be loaded, or None.
+core_error = None if ops.available() else f"the compiled extension cannot be loaded: {ops.unavailable_reason()}"
 
 
 def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
@@ -30,22 +27,25 @@ def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     return {"cpu": cpu, "torch": plain, "reference": None}
 
 
-def check_override() -> None:
-    """ValueError where RMP_FAST_CPU names no code path of this processor: a wrong wish is no reason to fall back."""
-    if core_error is not None and "RMP_FAST_CPU" in core_error:
-        raise ValueError(core_error)
+def preferred(device: torch.device, dtype: torch.dtype) -> str:
+    """What ``auto`` stands for: the first backend that works."""
+    reasons = status(device, dtype)
+    return next((name for name in BACKENDS if reasons[name] is None), "torch")
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend to use: ``backend`` itself, or for ``auto`` the fastest that works.
 
     Raises:
-        ValueError: for an unknown name, or a backend that cannot work here, with the reason.
+        ValueError: for an unknown name, or a backend that cannot work here, with the reason; for ``auto`` too if
+            RMP_FAST_CPU names no code path of this processor, since a wrong wish is no reason to fall back.
     """
     check_choice("backend", backend, ("auto", *BACKENDS))
-    reasons = status(device, dtype)
     if backend == "auto":
-        backend = next((name for name in BACKENDS if reasons[name] is None), "torch")
-    if reasons[backend] is not None:
-        raise ValueError(f"`backend` {backend!r} cannot be used: {reasons[backend]}; use backend='auto'")
+        if core_error is not None and "RMP_FAST_CPU" in core_error:
+            raise ValueError(core_error)
+        backend = preferred(device, dtype)
+    reason = status(device, dtype)[backend]
+    if reason is not None:
+        raise ValueError(f"`backend` {backend!r} cannot be used: {reason}; use backend='auto'")
     return backend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import loop, ops, reference, schedules
 from ._checks import check_choice, check_finite, check_noise_std, check_positive, check_shape, check_tensor, shape_text
-from .backends import check_override, resolve
+from .backends import resolve
 from .guidance import check_guidance, noise_ratio
 from .operators import Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
@@ -35,7 +36,8 @@ class Estimate:
     Attributes:
         mean: (B, ...) estimate of E[x0 | y], in the caller's range.
         variance: (B, ...) of the estimate where the plan makes one, else None.
-        ok: (B,) bool; False: the item left the finite range and its mean is the last finite one.
+        ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
+            backend returns what it got).
         stats: network evaluations per item (``evaluations`` forward, ``backward_evaluations``), ``seconds`` in all and
             ``network_seconds``, ``operator_seconds``, ``step_seconds``; ``buffer_bytes`` that the plan owns;
             ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
@@ -68,7 +70,8 @@ class Plan:
             evaluations), ``"none"``.
         inner_steps: T_in, looks per level.
         step_size: ``"averaging"``: s1 = relaxation * 2 / (2 + j) at inner iteration j; or a number s1 > 0.
-        relaxation: factor of the averaging step sizes, between 0 and 2.
+        relaxation: factor of the averaging step sizes, above 0 and at most 2, where a full step overshoots as far as it
+            was off.
         anchor: level at which the first look of a step is taken: ``"current"`` (s_k) or ``"next"`` (s_{k+1}).
         covariance: ``"fixed"`` v, or ``"learned"``: 1/v = 1/b^2 + (1 - j)/s_k^2 with j = tr(dd_y/dx)/N by Stein's
             identity, v kept within a factor 4 of the fixed one.
@@ -118,15 +121,18 @@ class Plan:
             step_size = check_positive("step_size", step_size)
         self.step_size = step_size
         self.relaxation = check_positive("relaxation", relaxation)
+        if self.relaxation > 2:
+            raise ValueError(f"`relaxation` must be at most 2, where the chain stops converging, got {relaxation}")
         self.precision_rate = check_positive("precision_rate", precision_rate)
         self.device = torch.device("cpu" if device is None else device)
         self.dtype = dtype
-        check_override()
         self.backend = resolve(backend, self.device, dtype)
         self._low, self._half = _check_data_range(data_range)
         self._lock = threading.Lock()
-        self._allocate()
-        self.set_noise_std(noise_std)
+        # Buffers born in inference mode could not be written outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._allocate()
+            self._set_noise_std(noise_std)
 
     # What is derived from the arguments, once.
 
@@ -159,11 +165,14 @@ class Plan:
         first = s[1:] if self.anchor == "next" else s[:-1]
         levels = torch.stack([first] + [s[:-1]] * (inner - 1), dim=1).flip(0).flatten()
         self.look_levels = levels  # (L,) level at which the network is called, in order of execution
-        self.network_levels = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
+        rows = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
+        self.network_levels = rows.unbind(0)  # one (copies * B,) per look
         self.form: Form | None = None
         if self.guidance == "gaussian" and self.backend != "reference":
             self.form = self.op.form(self.shape, device, dtype)
         self.data = self._form_data(torch.zeros(self.measurement_shape, dtype=dtype, device=device))
+        self._ratios = torch.zeros(self.looks_per_chain, copies * batch, dtype=dtype, device=device)
+        self.noise_ratios = self._ratios.unbind(0)  # q of every look
         self.solve_residual = torch.zeros(copies * batch, dtype=dtype, device=device)
         self._offset = None
         if (self._low, self._half) != (-1.0, 1.0):
@@ -198,12 +207,8 @@ class Plan:
         ]
         self.result = self._means[self.schedule.steps % 2]
 
-    def set_noise_std(self, noise_std: float | Tensor) -> None:
-        """Change the measurement noise, a number or (B,), a standard deviation in the caller's range.
-
-        Raises:
-            TypeError, ValueError: unless ``noise_std`` is finite, >= 0 and of that shape.
-        """
+    def _set_noise_std(self, noise_std: float | Tensor) -> None:
+        """Fill the table of coefficients for a noise level in the caller's range."""
         batch = self.shape[0]
         self.noise_std = check_noise_std(noise_std, batch, self.device) / self._half
         s = self.schedule.levels
@@ -225,7 +230,7 @@ class Plan:
         table[:, :, 3] = ratio.cpu()
         self._looks[:-1].copy_(table)
         self._looks[-1, :, 2] = std[0]  # the last row only perturbs the start
-        self.noise_ratios = self._looks[:-1, :, 3].repeat(1, self._copies).contiguous()  # (L, copies * B)
+        self._ratios.copy_(self._looks[:-1, :, 3].repeat(1, self._copies))
 
     # Execution.
 
@@ -238,7 +243,7 @@ class Plan:
             y: measurements, of the operator's measurement shape for the plan's images, in the caller's range.
             seeds: (B,) int64, one per item, default 0 … B - 1; the same seeds give the same estimate.
             out: (B, ...) tensor that receives the mean; default a new one.
-            noise_std: replaces the plan's noise level, as :meth:`set_noise_std`.
+            noise_std: a number or (B,), replaces the plan's noise level from here on.
 
         Returns:
             the :class:`Estimate`; an empty one for an empty batch.
@@ -263,22 +268,29 @@ class Plan:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this plan is executing in another thread; make one plan per thread")
         try:
-            if noise_std is not None:
-                self.set_noise_std(noise_std)
-            mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
-            if batch == 0:
-                return Estimate(mean, None, torch.ones(0, dtype=torch.bool, device=self.device), self._stats())
-            self._seeds.copy_(torch.arange(batch) if seeds is None else seeds)
-            self._ok.fill_(1)
-            stats = self._stats()
-            if self._offset is None:
-                mean.copy_(self._run(y.to(self.dtype), stats))
-            else:
-                measured = (y.to(self.dtype) - self._offset) / self._half
-                mean.copy_(self._run(measured, stats) * self._half + (self._low + self._half))
-            return Estimate(mean, None, self._ok.bool(), stats)
+            with torch.no_grad():
+                return self._execute(y, seeds, out, noise_std)
         finally:
             self._lock.release()
+
+    def _execute(
+        self, y: Tensor, seeds: Tensor | None, out: Tensor | None, noise_std: float | Tensor | None
+    ) -> Estimate:
+        batch = self.shape[0]
+        if noise_std is not None:
+            self._set_noise_std(noise_std)
+        mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
+        if batch == 0:
+            return Estimate(mean, None, torch.ones(0, dtype=torch.bool, device=self.device), self._stats())
+        self._seeds.copy_(torch.arange(batch) if seeds is None else seeds)
+        self._ok.fill_(1)
+        stats = self._stats()
+        if self._offset is None:
+            mean.copy_(self._run(y.to(self.dtype), stats))
+        else:
+            measured = (y.to(self.dtype) - self._offset) / self._half
+            mean.copy_(self._run(measured, stats) * self._half + (self._low + self._half))
+        return Estimate(mean, None, self._ok.bool(), stats)
 
     def _run(self, measured: Tensor, stats: Stats) -> Tensor:
         if self.backend == "reference":
@@ -327,21 +339,15 @@ class Plan:
         return denoised
 
     def _run_reference(self, measured: Tensor, stats: Stats) -> Tensor:
-        names = [
-            "guidance",
-            "noise",
-            "inner_steps",
-            "step_size",
-            "relaxation",
-            "anchor",
-            "covariance",
-            "precision_rate",
-        ]
-        options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        with torch.no_grad():
-            return reference.reverse_mean_propagation(
-                measured, self.op, self.prior, self.noise_std, self.schedule.levels, self._seeds, self.shape, **options
-            )
+        names = ("guidance", "noise", "inner_steps", "step_size", "relaxation", "anchor", "covariance")
+        options: dict[str, Any] = {name: getattr(self, name) for name in (*names, "precision_rate")}
+        started = time.perf_counter()
+        mean = reference.reverse_mean_propagation(
+            measured, self.op, self.prior, self.noise_std, self.schedule.levels, self._seeds, self.shape, **options
+        )
+        stats["seconds"] = time.perf_counter() - started
+        self._ok.logical_and_(torch.isfinite(mean).flatten(1).all(1))
+        return mean
 
     def _stats(self) -> Stats:
         stats: Stats = {"evaluations": self.evaluations, "backward_evaluations": 0, "buffer_bytes": self.buffer_bytes}

@@ -7,7 +7,7 @@ arXiv 2410.05646). Never imports the compiled extension and is never optimised.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ class _Prior(Protocol):
     data_variance: float
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class _ExactPrior(_Prior, Protocol):
+    def condition(self, y: Tensor, op: Any, noise_std: float | Tensor) -> _Prior: ...
 
 
 class _Operator(Protocol):
@@ -137,7 +142,10 @@ def reverse_mean_propagation(
     batch = image_shape[0]
     column = (batch,) + (1,) * (len(image_shape) - 1)
     elements = math.prod(image_shape[1:])
-    conditioned = prior.condition(y, op, noise_std) if guidance == "exact" else None  # type: ignore[attr-defined]
+    conditioned = None
+    if guidance == "exact":
+        assert isinstance(prior, _ExactPrior), "only Gaussian and mixture priors know E[x0 | x, y]"
+        conditioned = prior.condition(y, op, noise_std)
 
     def d_y(x: Tensor, level: float) -> Tensor:
         if conditioned is None:

@@ -88,7 +88,9 @@ class TorchStep:
             variance = rho * row[:, STD].square() * self.mean[0].numel()
             product = ((self.input - self.mean) * probe).flatten(1).sum(1, dtype=torch.float64)
             estimate = torch.where(variance > 0, product / variance.clamp_min(1e-30), self.curvature)
-            self.curvature.lerp_(estimate.to(self.curvature.dtype), row[:, RATE].to(self.curvature.dtype))
+            learned = self.curvature.lerp(estimate.to(self.curvature.dtype), row[:, RATE].to(self.curvature.dtype))
+            # A look that left the finite range teaches nothing.
+            self.curvature.copy_(torch.where(torch.isfinite(learned), learned, self.curvature))
         finite = torch.isfinite(new)
         self.ok.logical_and_(finite.flatten(1).all(1))
         self.next_mean.copy_(torch.where(finite, new, self.mean))

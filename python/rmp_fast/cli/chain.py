@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,9 +65,10 @@ class Chain:
         choice("--prior", options.prior, tuple(priors.BUNDLED))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        # Without a word, auto would fall back to torch and leave the user with the wrong code path.
-        if "RMP_FAST_CPU" in os.environ and backends.core_error is not None and options.backend in ("auto", "cpu"):
-            raise UsageError(backends.core_error)
+        try:
+            backends.resolve(options.backend, torch.device("cpu"), torch.float32)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         self._options, self._task = options, task
         self._chain = {
             name: default if getattr(options, name) is None else getattr(options, name)

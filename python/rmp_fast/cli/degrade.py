@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.spatial import QhullError
 from skimage.transform import resize
 from torch import Tensor
 
@@ -98,8 +99,20 @@ def baseline(
     if mask is None:
         return "measurement", y
     known = np.broadcast_to(mask.numpy(), y.shape)
-    filled = np.empty_like(y)
-    for plane, known_plane, out in zip(y, known, filled, strict=True):
-        nearest = ndimage.distance_transform_edt(~known_plane, return_distances=False, return_indices=True)
-        out[...] = plane[tuple(nearest)]
-    return "nearest known pixel", filled
+    filled = y.copy()
+    for known_plane, out in zip(known, filled, strict=True):
+        out[~known_plane] = _interpolated(out, known_plane)
+    return "linear interpolation", filled
+
+
+def _interpolated(plane: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values of the unknown pixels, linear between the known ones and that of the nearest outside their hull."""
+    points, values, wanted = np.argwhere(known), plane[known], np.argwhere(~known)
+    if not len(points):
+        return np.zeros(len(wanted))
+    result: NDArray[Any] = NearestNDInterpolator(points, values)(wanted)
+    try:
+        linear = LinearNDInterpolator(points, values)(wanted)
+    except QhullError:  # the known pixels lie on one line
+        return result
+    return np.where(np.isnan(linear), result, linear)

@@ -38,7 +38,7 @@ def gather() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": platform.platform(),
         "backends": {**backends.status(device, torch.float32), **_absent_accelerators()},
-        "auto": backends.resolve("auto", device, torch.float32),
+        "auto": backends.preferred(device, torch.float32),
         "cpu_path": path,
         "threads": torch.get_num_threads(),
         "openmp_runtimes": runtimes,

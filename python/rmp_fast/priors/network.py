@@ -90,5 +90,4 @@ def load(name: str) -> NetworkPrior:
     config = UNetConfig(**fields)
     network = DenoiserUNet(config)
     network.load_state_dict(state)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return NetworkPrior(network, config.channels, float(info["data_variance"]), name)
+    return NetworkPrior(network.channels_last(), config.channels, float(info["data_variance"]), name)

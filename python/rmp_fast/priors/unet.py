@@ -116,6 +116,13 @@ class DenoiserUNet(nn.Module):
         self.last = nn.Conv2d(widths[0], 4 * config.channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
 
+    def channels_last(self) -> DenoiserUNet:
+        """Lay the weights out for convolutions over channels-last images, in place; faster on processors."""
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         """Denoise ``x`` (B, C, H, W) at noise standard deviations ``s`` (B,), both on [-1, 1]."""
         height, width = x.shape[-2:]

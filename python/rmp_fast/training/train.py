@@ -127,7 +127,7 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    net = DenoiserUNet(recipe.config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = DenoiserUNet(recipe.config).channels_last()
     mean = copy.deepcopy(net)
     optimiser = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
     state_path = work / f"{name}.pt"
