@@ -50,12 +50,7 @@ NaturalStep::NaturalStep(const Buffers& buffers, bool drawn, const std::string& 
       keep(buffers.seeds, "seeds").with_dtype(DType::int64).with_shape({items}, "(B,)").data<std::int64_t>();
   params_.ok =
       keep(buffers.ok, "ok").with_dtype(DType::uint8, DType::boolean).with_shape({items}, "(B,)").data<std::uint8_t>();
-  if (!buffers.curvature.is_none()) {
-    params_.curvature =
-        keep(buffers.curvature, "curvature").with_dtype(DType::float32).with_shape({items}, "(B,)").data<float>();
-    partial_.reset(new double[static_cast<std::size_t>(items * ceil_div(params_.size, kChunk))]);
-    params_.partial = partial_.get();
-  }
+  if (!buffers.curvature.is_none()) set_precision(keep(buffers.curvature, "curvature").with_dtype(DType::float32));
   params_.drawn = drawn;
   params_.stream = stream;
   set_correction(buffers, correction, factor);
@@ -67,15 +62,42 @@ float* NaturalStep::image(const py::object& tensor, const char* name) {
   return keep(tensor, name).with_dtype(DType::float32).with_shape(shape_, "(B, ...)").data<float>();
 }
 
+void NaturalStep::set_precision(const TensorView& curvature) {
+  params_.curvature = curvature.data<float>();
+  if (curvature.shape() == Shape{params_.items}) {
+    params_.precision = Precision::isotropic;
+    partial_.reset(new double[static_cast<std::size_t>(params_.items * ceil_div(params_.size, kChunk))]);
+    params_.partial = partial_.get();
+    return;
+  }
+  if (curvature.shape() != shape_) {
+    throw py::value_error("`curvature` must have shape (B,) or (B, ...) = " + shape_text(shape_) + ", got " +
+                          shape_text(curvature.shape()));
+  }
+  params_.precision = Precision::diagonal;
+}
+
 void NaturalStep::set_correction(const Buffers& buffers, const std::string& correction, std::int64_t factor) {
   if (correction == "none") {
     params_.correction = Correction::none;
     return;
   }
-  if (correction != "mask" && correction != "block_average") {
-    throw py::value_error("`correction` must be one of 'none', 'mask', 'block_average', got '" + correction + "'");
+  if (correction != "mask" && correction != "block_average" && correction != "gradient") {
+    throw py::value_error("`correction` must be one of 'none', 'mask', 'block_average', 'gradient', got '" +
+                          correction + "'");
   }
   if (buffers.y.is_none()) throw py::value_error("`y` must be given when `correction` is '" + correction + "'");
+  if (correction == "gradient") {
+    params_.correction = Correction::gradient;
+    Shape expected = shape_;
+    if (antithetic_) expected[0] *= 2;
+    params_.measurement = keep(buffers.y, "y")
+                              .with_dtype(DType::float32)
+                              .with_shape(expected, antithetic_ ? "(2 B, ...)" : "(B, ...)")
+                              .data<float>();
+    if (antithetic_) params_.gradient_mirror = params_.measurement + params_.items * params_.size;
+    return;
+  }
   if (correction == "mask") {
     params_.measurement = image(buffers.y, "y");
     params_.correction = Correction::identity;

@@ -32,6 +32,7 @@ class NaturalStep {
  private:
   TensorView& keep(const pybind11::object& tensor, const char* name);
   float* image(const pybind11::object& tensor, const char* name);
+  void set_precision(const TensorView& curvature);
   void set_correction(const Buffers& buffers, const std::string& correction, std::int64_t factor);
   void select_look(std::int64_t look);
   void run(void (*launcher)(const StepParams&), StepParams params);

@@ -41,9 +41,17 @@ RMP_FORMULA F spectral_change(F coefficient, F energy, F data, F noise_ratio) {
 }
 
 // v / v_fixed = 1 / (1 - share * curvature), kept inside [1/4, 4].
-RMP_FORMULA float precision_ratio(float share, float curvature) {
-  const float slope = 1.0f - share * curvature;
-  return 1.0f / (slope < 0.25f ? 0.25f : slope > 4.0f ? 4.0f : slope);
+template <class F>
+RMP_FORMULA F precision_ratio(F share, F curvature) {
+  const F least = spread<F>(0.25f), most = spread<F>(4.0f), one = spread<F>(1.0f);
+  const F slope = one - share * curvature;
+  return one / select(slope < least, least, select(slope > most, most, slope));
+}
+
+// j <- (1 - rate) j + rate seen.
+template <class F>
+RMP_FORMULA F learned(F curvature, F seen, F rate) {
+  return fused(rate, seen - curvature, curvature);
 }
 
 // --- Normals: Philox4x32-10 (Salmon et al., SC 2011, as in Random123) and Box-Muller ---------------------------------

@@ -12,14 +12,15 @@ struct Look {
   float to_previous;  // s1 v_fixed / b^2, towards the mean of the level above
   float to_denoised;  // s1 v_fixed / s_k^2, towards the conditionally denoised image
   float next_std;     // sqrt(v_fixed) of the next look's perturbation; 0: unperturbed
-  float noise_ratio;  // q = sy^2 / r2
+  float noise_ratio;  // q = sy^2 / r2; for gradients the weight c of d_y = D + c g
   float share;        // v_fixed / s_k^2 of this look (this and the rest: learned precision only)
   float next_share;   // the same of the next look
   float std;          // sqrt(v_fixed) of this look's perturbation
   float rate;         // s2
 };
 
-enum class Correction : std::int32_t { none, identity, mask, block_average };
+enum class Correction : std::int32_t { none, identity, mask, block_average, gradient };
+enum class Precision : std::int32_t { fixed, isotropic, diagonal };  // fixed, or learned per item or per element
 enum class Boundary : std::int32_t { circular, reflect, replicate };
 
 // Sums over an item are taken over chunks of this many elements, so that they depend on neither threads nor batch.
@@ -59,12 +60,14 @@ struct StepParams {
   const Look* looks;             // (B)
   const std::int64_t* seeds;     // (B)
   std::uint8_t* ok;              // (B)
-  float* curvature;              // (B) or null: fixed precision
-  double* partial;               // (B, ceil(N / kChunk)), learned precision only
+  Precision precision;
+  float* curvature;  // null, (B) or (B, N) as the precision is fixed, isotropic or diagonal
+  double* partial;   // (B, ceil(N / kChunk)), isotropic precision only
 
   Correction correction;
   bool drawn;
-  const float* measurement;  // (B, N), for block averages (B, planes, bands, columns)
+  const float* measurement;      // (B, N), for block averages (B, planes, bands, columns), for gradients g
+  const float* gradient_mirror;  // (B, N), the gradients of `denoised_mirror`
   const std::uint8_t* mask;  // (B or 1, N)
   std::int64_t mask_stride;  // N or 0
   BlockShape blocks;

@@ -1,6 +1,6 @@
 // One pass over an item in tiles that stay in the first-level cache: condition the denoised image on the measurement,
-// move the mean, perturb it for the next look. A learned precision needs a sum over the whole item before it can
-// perturb, so there the perturbation is a second pass.
+// move the mean, perturb it for the next look. An isotropic learned precision needs a sum over the whole item before it
+// can perturb, so there the perturbation is a second pass.
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/launchers.h"
 #include "kernels/cpu/normals.h"
@@ -89,6 +89,14 @@ RMP_INLINE const float* condition(const StepParams& p, const float* denoised, Ba
       bands.add(d, p.measurement + item * p.blocks.planes * p.blocks.bands() * p.blocks.columns(), noise_ratio, item,
                 begin, count, tile);
       return tile;
+    case Correction::gradient: {
+      const float* g = (denoised == p.denoised ? p.measurement : p.gradient_mirror) + item * p.size + begin;
+      const Float weight = spread<Float>(noise_ratio);
+      over(count, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
+        store(tile + i, fused(weight, load(g + i, span), load(d + begin + i, span)), span);
+      });
+      return tile;
+    }
   }
   return d + begin;
 }
@@ -96,12 +104,15 @@ RMP_INLINE const float* condition(const StepParams& p, const float* denoised, Ba
 enum class Point { mean, drawn, pair };
 
 // Moves the mean over one tile; returns this tile's share of the curvature sum.
-template <Point kPoint, bool kLearned>
+template <Point kPoint, Precision kPrecision>
 double advance(const StepParams& p, std::int64_t item, float ratio, std::int64_t begin, std::int64_t count,
                const float* plus, const float* minus) {
+  constexpr bool kLearned = kPrecision != Precision::fixed, kDiagonal = kPrecision == Precision::diagonal;
   const Look& look = p.looks[item];
-  const Float to_previous = spread<Float>(ratio * look.to_previous),
-              to_denoised = spread<Float>(ratio * look.to_denoised);
+  const Float share = spread<Float>(look.share), rate = spread<Float>(look.rate);
+  const Float variance = spread<Float>(look.std * look.std);
+  const bool learns = look.rate != 0.0f && look.std != 0.0f;
+  Float to_previous = spread<Float>(ratio * look.to_previous), to_denoised = spread<Float>(ratio * look.to_denoised);
   const std::int64_t at = item * p.size + begin;
   Int broken{};
   Double sum{};
@@ -116,19 +127,33 @@ double advance(const StepParams& p, std::int64_t item, float ratio, std::int64_t
     Float input{};
     if constexpr (kPoint == Point::drawn || kLearned) input = load(p.input + at + i, span);
     const Float point = kPoint == Point::drawn ? input : mean;
+    Float curvature{}, element_ratio{};
+    if constexpr (kDiagonal) {
+      curvature = load(p.curvature + at + i, span);
+      element_ratio = precision_ratio(share, curvature);
+      to_previous = element_ratio * look.to_previous;
+      to_denoised = element_ratio * look.to_denoised;
+    }
     const Float next = stepped(mean, load(p.previous + at + i, span), point, target, to_previous, to_denoised);
     const Int fine = is_finite(next);
     broken |= ~fine;
     store(p.next_mean + at + i, select(fine, next, mean), span);
     if constexpr (kLearned) {
-      sum += widened((input - mean) * (kPoint == Point::pair ? half_difference : target - mean));
+      const Float product = (input - mean) * (kPoint == Point::pair ? half_difference : target - mean);
+      if constexpr (kDiagonal) {
+        const Float next_curvature = learned(curvature, product / (element_ratio * variance), rate);
+        if (learns) store(p.curvature + at + i, select(is_finite(next_curvature), next_curvature, curvature), span);
+      } else {
+        sum += widened(product);
+      }
     }
   });
   if (any(broken)) __atomic_store_n(p.ok + item, std::uint8_t{0}, __ATOMIC_RELAXED);
-  return kLearned ? total(sum) : 0.0;
+  return kPrecision == Precision::isotropic ? total(sum) : 0.0;
 }
 
-// input = next_mean + scale e, and its mirror image.
+// input = next_mean + scale e, and its mirror image; the scale is per element where the precision is diagonal.
+template <bool kDiagonal>
 RMP_INLINE void perturb_tile(const StepParams& p, const NormalStream& normals, std::int64_t item, float scale,
                              std::int64_t begin, std::int64_t count) {
   const std::int64_t at = item * p.size + begin;
@@ -144,24 +169,28 @@ RMP_INLINE void perturb_tile(const StepParams& p, const NormalStream& normals, s
     });
     return;
   }
-  const Float up = spread<Float>(scale), down = spread<Float>(-scale);
+  const Float up = spread<Float>(scale), share = spread<Float>(p.looks[item].next_share);
+  const auto scaled = [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
+    if constexpr (kDiagonal) return up * root(precision_ratio(share, load(p.curvature + at + i, span)));
+    return up;
+  };
   if (p.input_mirror) {
     float* mirror = p.input_mirror + at;
     over_normals(normals, begin, count, [&](std::int64_t i, auto span, Float e) RMP_INLINE_LAMBDA {
-      const Float value = load(mean + i, span);
-      store(input + i, fused(up, e, value), span);
-      store(mirror + i, fused(down, e, value), span);
+      const Float value = load(mean + i, span), width = scaled(i, span);
+      store(input + i, fused(width, e, value), span);
+      store(mirror + i, fused(Float{} - width, e, value), span);
     });
   } else {
     over_normals(normals, begin, count, [&](std::int64_t i, auto span, Float e) RMP_INLINE_LAMBDA {
-      store(input + i, fused(up, e, load(mean + i, span)), span);
+      store(input + i, fused(scaled(i, span), e, load(mean + i, span)), span);
     });
   }
 }
 
 RMP_INLINE float next_scale(const StepParams& p, std::int64_t item) {
   const Look& look = p.looks[item];
-  if (!p.curvature || look.next_std == 0.0f) return look.next_std;
+  if (p.precision != Precision::isotropic || look.next_std == 0.0f) return look.next_std;
   return __builtin_sqrtf(precision_ratio(look.next_share, p.curvature[item])) * look.next_std;
 }
 
@@ -185,8 +214,9 @@ RMP_INLINE void over_items(const StepParams& p, void (*run)(const StepParams&, s
               [&](std::int64_t first, std::int64_t last, int thread) { run(p, first, last, thread); });
 }
 
-template <Point kPoint, bool kLearned>
+template <Point kPoint, Precision kPrecision>
 void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int thread) {
+  constexpr bool kIsotropic = kPrecision == Precision::isotropic;
   alignas(64) float plus_tile[kTile], minus_tile[kTile];
   const std::int64_t room = p.blocks.scratch();
   float* scratch = p.scratch + 2 * thread * room;
@@ -194,8 +224,8 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
   over_chunks(p, first, last,
               [&](std::int64_t item, std::int64_t unit, std::int64_t begin, std::int64_t end,
                   const NormalStream& normals) RMP_INLINE_LAMBDA {
-                const float ratio = kLearned ? precision_ratio(p.looks[item].share, p.curvature[item]) : 1.0f;
-                const float scale = kLearned ? 0.0f : next_scale(p, item);
+                const float ratio = kIsotropic ? precision_ratio(p.looks[item].share, p.curvature[item]) : 1.0f;
+                const float scale = kIsotropic ? 0.0f : next_scale(p, item);
                 double sum = 0.0;
                 for (std::int64_t at = begin; at < end; at += kTile) {
                   const std::int64_t count = smaller(kTile, end - at);
@@ -204,17 +234,20 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
                   if constexpr (kPoint == Point::pair) {
                     minus = condition(p, p.denoised_mirror, minus_bands, item, at, count, minus_tile);
                   }
-                  sum += advance<kPoint, kLearned>(p, item, ratio, at, count, plus, minus);
-                  if constexpr (!kLearned) perturb_tile(p, normals, item, scale, at, count);
+                  sum += advance<kPoint, kPrecision>(p, item, ratio, at, count, plus, minus);
+                  if constexpr (!kIsotropic) {
+                    perturb_tile<kPrecision == Precision::diagonal>(p, normals, item, scale, at, count);
+                  }
                 }
-                if constexpr (kLearned) p.partial[unit] = sum;
+                if constexpr (kIsotropic) p.partial[unit] = sum;
               });
 }
 
+template <bool kDiagonal>
 void perturb_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int) {
   over_chunks(p, first, last,
               [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end, const NormalStream& normals)
-                  RMP_INLINE_LAMBDA { perturb_tile(p, normals, item, next_scale(p, item), begin, end - begin); });
+                  RMP_INLINE_LAMBDA { perturb_tile<kDiagonal>(p, normals, item, next_scale(p, item), begin, end - begin); });
 }
 
 // j <- (1 - rate) j + rate * sum / (ratio std^2 N). A look that left the finite range teaches nothing.
@@ -226,19 +259,24 @@ void learn(const StepParams& p, std::int64_t item) {
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) sum += p.partial[item * chunks + chunk];
   const double ratio = precision_ratio(look.share, p.curvature[item]), std = look.std;
   const double seen = sum / (ratio * std * std * static_cast<double>(p.size));
-  const double next = (1.0 - look.rate) * p.curvature[item] + look.rate * seen;
-  if (next - next == 0.0) p.curvature[item] = static_cast<float>(next);
+  const float next = learned(p.curvature[item], static_cast<float>(seen), look.rate);
+  if (next - next == 0.0f) p.curvature[item] = next;
 }
 
 template <Point kPoint>
 void step(const StepParams& p) {
-  if (!p.curvature) {
-    over_items(p, step_chunks<kPoint, false>);
-    return;
+  switch (p.precision) {
+    case Precision::fixed:
+      over_items(p, step_chunks<kPoint, Precision::fixed>);
+      return;
+    case Precision::diagonal:
+      over_items(p, step_chunks<kPoint, Precision::diagonal>);
+      return;
+    case Precision::isotropic:
+      over_items(p, step_chunks<kPoint, Precision::isotropic>);
+      for (std::int64_t item = 0; item < p.items; ++item) learn(p, item);
+      over_items(p, perturb_chunks<false>);
   }
-  over_items(p, step_chunks<kPoint, true>);
-  for (std::int64_t item = 0; item < p.items; ++item) learn(p, item);
-  over_items(p, perturb_chunks);
 }
 
 }  // namespace
@@ -253,7 +291,9 @@ void natural_step(const StepParams& p) {
   }
 }
 
-void perturb(const StepParams& p) { over_items(p, perturb_chunks); }
+void perturb(const StepParams& p) {
+  over_items(p, p.precision == Precision::diagonal ? perturb_chunks<true> : perturb_chunks<false>);
+}
 
 }  // namespace RMP_PATH
 }  // namespace rmp

@@ -86,6 +86,7 @@ RMP_INLINE Float from_bits(Int v) { return (Float)v; }
 RMP_INLINE Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 RMP_INLINE Double widened(Float v) { return __builtin_convertvector(v, Double); }
 RMP_INLINE Float select(Int where, Float yes, Float no) { return where ? yes : no; }
+RMP_INLINE float select(bool where, float yes, float no) { return where ? yes : no; }
 RMP_INLINE Int minimum(Int a, std::int32_t b) { return a < b ? a : Int{} + b; }
 RMP_INLINE Int plus_modulo(Int a, std::uint32_t b) { return (Int)((Word)a + b); }
 RMP_INLINE Int shift_right(Int v, int count) { return (Int)((Word)v >> count); }
@@ -130,6 +131,8 @@ RMP_INLINE Float fused(Float a, Float b, Float c) {
   return a * b + c;
 #endif
 }
+
+RMP_INLINE float fused(float a, float b, float c) { return a * b + c; }
 
 RMP_INLINE Float root(Float v) {
 #if defined(__AVX512F__) && RMP_LANES == 16

@@ -18,7 +18,7 @@ class NaturalStep:
 
     Per item, with q, s1, ... from the item's row of `looks` (see kernels/params.h)::
 
-        d_y       = d + gain * A^T (y - A d)                        by `correction`
+        d_y       = d + gain * A^T (y - A d), or d + q y            by `correction`
         point     = input if drawn else mean
         next_mean = mean + rho (to_previous (previous - point) + to_denoised (d_y - point))
         input     = next_mean + sqrt(rho_next) next_std e,   input_mirror = the same with -e
@@ -39,7 +39,7 @@ class NaturalStep:
         ok: Tensor,
         curvature: Tensor | None = None,
         drawn: bool = False,
-        correction: Literal["none", "mask", "block_average"] = "none",
+        correction: Literal["none", "mask", "block_average", "gradient"] = "none",
         y: Tensor | None = None,
         mask: Tensor | None = None,
         factor: int = 1,
@@ -55,8 +55,9 @@ class NaturalStep:
             looks: (L, B, 8).
             seeds: (B,) int64, read as 64 bits.
             ok: (B,) uint8 or bool.
-            curvature: (B,) j of the learned precision, or None for the fixed one.
-            y: like `mean`, or (B, C, ceil(H / factor), ceil(W / factor)) for block averages.
+            curvature: (B,) j of the learned isotropic precision, like `mean` for a diagonal one, or None: fixed.
+            y: like `mean`, or (B, C, ceil(H / factor), ceil(W / factor)) for block averages, or (2B, ...) for the
+                gradients of antithetic pairs.
             mask: (1 or B, ...) uint8 or bool, None for the identity.
         """
 
