@@ -52,6 +52,8 @@ def corrected(
     d = denoised.double()
     if correction == "none" or y is None:
         return d
+    if correction == "gradient":
+        return d + ratio * y.double()
     if correction == "mask":
         moved = d + (y.double() - d) / (1 + ratio)
         return moved if mask is None else torch.where(mask.bool(), moved, d)
@@ -86,13 +88,15 @@ def natural_step(
 
     look = [column(looks[:, i]) for i in range(8)]
     m, x, p = mean.double(), input.double(), previous.double()
-    d = corrected(denoised, correction, y, mask, factor, look[NOISE_RATIO])
+    halves = (y[:batch], y[batch:]) if correction == "gradient" and y is not None else (y, y)
+    d = corrected(denoised, correction, halves[0], mask, factor, look[NOISE_RATIO])
     probe = d - m
     if denoised_mirror is not None:
-        mirrored = corrected(denoised_mirror, correction, y, mask, factor, look[NOISE_RATIO])
+        mirrored = corrected(denoised_mirror, correction, halves[1], mask, factor, look[NOISE_RATIO])
         probe, d = (d - mirrored) / 2, (d + mirrored) / 2
 
-    j = column(torch.zeros(batch) if curvature is None else curvature)
+    diagonal = curvature is not None and curvature.ndim > 1
+    j = column(torch.zeros(batch)) if curvature is None else curvature.double() if diagonal else column(curvature)
 
     def rho(share: Tensor) -> Tensor:
         return 1 / (1 - share * j).clamp(0.25, 4) if curvature is not None else torch.ones_like(share)
@@ -103,13 +107,14 @@ def natural_step(
     finite = new.isfinite()
     new = torch.where(finite, new, m)
     if curvature is not None:
-        norm = before * look[STD] ** 2 * elements
-        seen = column(((x - m) * probe).flatten(1).sum(1)) / norm.clamp_min(1e-300)
+        product = (x - m) * probe
+        mean_product = product if diagonal else column(product.flatten(1).mean(1))
+        seen = mean_product / (before * look[STD] ** 2).clamp_min(1e-300)
         rate = look[RATE] * (look[STD] > 0) * seen.isfinite()
         j = j + rate * (torch.where(seen.isfinite(), seen, 0.0) - j)
     e = normals(seeds, evaluation, stream, elements).reshape(m.shape)
     offset = rho(look[NEXT_SHARE]).sqrt() * look[NEXT_STD] * e
-    return Step(new, new + offset, new - offset, finite.flatten(1).all(1).to(torch.uint8), j.flatten())
+    return Step(new, new + offset, new - offset, finite.flatten(1).all(1).to(torch.uint8), j if diagonal else j.flatten())
 
 
 def extended_index(i: int, n: int, boundary: str) -> int:

@@ -43,7 +43,7 @@ class Problem:
         factor: int = 1,
         drawn: bool = False,
         antithetic: bool = False,
-        learned: bool = False,
+        learned: bool | str = False,
         in_place: bool = True,
         stream: int = 0,
         seed: int = 0,
@@ -64,13 +64,16 @@ class Problem:
         self.input_mirror = 2 * self.mean - self.input
         self.seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=g)
         self.ok = torch.ones(batch, dtype=torch.uint8)
-        self.curvature = torch.rand(batch, generator=g) if learned else None
+        sizes = shape if learned == "diagonal" else (batch,)
+        self.curvature = torch.rand(sizes, generator=g) if learned else None
         self.y: Tensor | None = None
         self.mask: Tensor | None = None
         if correction == "mask":
             self.y = image()
             if masks is not None:
                 self.mask = (torch.rand(masks, *shape[1:], generator=g) > 0.5).to(torch.uint8)
+        elif correction == "gradient":
+            self.y = image(((2 if antithetic else 1) * batch, *shape[1:]))
         elif correction == "block_average":
             self.y = image((*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor)))
         self.settings = {
@@ -141,7 +144,7 @@ class Problem:
         for name in ("y", "mask"):
             value = self.settings[name]
             if isinstance(value, Tensor):
-                alone.settings[name] = value[index : index + 1].clone() if len(value) > 1 else value
+                alone.settings[name] = value[index :: len(self.mean)].clone() if len(value) > 1 else value
         return alone
 
 
@@ -153,12 +156,16 @@ MODES: dict[str, dict[str, Any]] = {
     "learned": {"learned": True},
     "learned drawn": {"learned": True, "drawn": True},
     "learned antithetic": {"learned": True, "antithetic": True},
+    "diagonal": {"learned": "diagonal"},
+    "diagonal drawn": {"learned": "diagonal", "drawn": True},
+    "diagonal antithetic": {"learned": "diagonal", "antithetic": True},
 }
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "identity": {"correction": "mask"},
     "shared mask": {"correction": "mask", "masks": 1},
     "mask": {"correction": "mask", "masks": 3},
+    "gradient": {"correction": "gradient"},
     "blocks of 2": {"correction": "block_average", "factor": 2},
     "blocks of 3": {"correction": "block_average", "factor": 3},
     "blocks of 4": {"correction": "block_average", "factor": 4},

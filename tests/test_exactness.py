@@ -81,6 +81,42 @@ def test_gaussian_guidance_is_exact_for_an_isotropic_gaussian_prior() -> None:
         )
 
 
+@pytest.mark.parametrize("guidance", ["gaussian", "pigdm"])
+def test_guidance_through_the_gradient_is_exact_too(guidance: str) -> None:
+    """J = r2 / s^2 I for this prior, so J^T A^T (...)^-1 is what ``gaussian`` takes it to be; ``jensen`` at A A^T = I."""
+    prior = rmp.priors.Gaussian(torch.zeros(6), torch.full((6,), 0.7))
+    _, op, y, noise = gaussian_problem()
+    x = torch.randn(3, 6, dtype=DOUBLE)
+    for level in (0.05, 0.5, 5.0):
+        exact = prior.condition(y, op, noise).denoise(x, torch.full((3,), level, dtype=DOUBLE))
+        made = reference.conditional_mean(x, level, y, op, prior, noise, guidance)
+        torch.testing.assert_close(made, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_jensen_with_its_default_scale_is_exact_where_a_is_orthogonal() -> None:
+    prior = rmp.priors.Gaussian(torch.zeros(6), torch.full((6,), 0.7))
+    op = rmp.operators.Denoising()
+    y, x = torch.randn(3, 6, dtype=DOUBLE), torch.randn(3, 6, dtype=DOUBLE)
+    noise = torch.tensor([0.05, 0.3, 1.0], dtype=DOUBLE)
+    exact = prior.condition(y, op, noise).denoise(x, torch.full((3,), 0.5, dtype=DOUBLE))
+    torch.testing.assert_close(reference.conditional_mean(x, 0.5, y, op, prior, noise, "jensen"), exact)
+
+
+def test_dps_is_the_normalised_gradient() -> None:
+    prior, op, y, noise = gaussian_problem()
+    x = torch.randn(3, 6, dtype=DOUBLE)
+    level = torch.full((3,), 0.5, dtype=DOUBLE)
+    step = 1e-6 * torch.eye(6, dtype=DOUBLE)
+
+    def norms(x: torch.Tensor) -> torch.Tensor:
+        return (y - op.A(prior.denoise(x, level))).norm(dim=1)
+
+    slope = torch.stack([(norms(x + h) - norms(x - h)) / 2e-6 for h in step], dim=1)
+    expected = prior.denoise(x, level) - 0.5**2 * 0.3 * slope
+    made = reference.conditional_mean(x, 0.5, y, op, prior, noise, "dps", 0.3)
+    torch.testing.assert_close(made, expected, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("noise", ["drawn", "antithetic", "control"])
 def test_noise_modes_agree_with_the_noiseless_chain_in_expectation(noise: str) -> None:
     # for a Gaussian prior d_y is linear, so every mode has the same mean
@@ -112,3 +148,39 @@ def test_stein_curvature_is_the_trace_of_the_conditional_denoiser() -> None:
     estimates = plan.curvature
     assert estimates is not None
     assert abs(estimates.mean() - trace) < 5 * estimates.std() / math.sqrt(count)
+
+
+def test_diagonal_curvature_is_the_diagonal_of_the_conditional_denoiser() -> None:
+    prior, op, y, _ = gaussian_problem()
+    count = 20000
+    plan = rmp.Plan(
+        op, prior, (count, 6), 0.3, guidance="exact", covariance="diagonal", precision_rate=1.0, noise="antithetic",
+        inner_steps=1, schedule=rmp.schedules.Schedule(torch.tensor([0.5, 1.0])), backend="torch", dtype=DOUBLE,
+    )  # fmt: skip
+    plan.execute(y[:1].expand(count, -1))
+    conditioned = prior.condition(y[:1].expand(7, -1), op, 0.3)
+    points = torch.cat([torch.zeros(1, 6, dtype=DOUBLE), torch.eye(6, dtype=DOUBLE)])
+    values = conditioned.denoise(points, torch.full((7,), 0.5, dtype=DOUBLE))
+    diagonal = (values[1:] - values[0]).diagonal()
+    assert plan.curvature is not None
+    standard_error = plan.curvature.std(0) / math.sqrt(count)
+    assert ((plan.curvature.mean(0) - diagonal).abs() < 5 * standard_error).all()
+
+
+def test_branches_come_closer_to_the_mean_of_a_mixture_than_one_chain() -> None:
+    """Four separated modes, of which y tells two apart: one chain ends near a mode, branches average both."""
+    means = torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]], dtype=DOUBLE)
+    prior = rmp.priors.GaussianMixture(torch.full((4,), 0.25), means, torch.full((4,), 0.05))
+    op = rmp.operators.CompressedSensing(torch.tensor([[1.0, 0.0]], dtype=DOUBLE))
+    count, y = 64, torch.full((64, 1), 1.9, dtype=DOUBLE)
+    expected = prior.posterior_mean(y, op, 0.3)
+    options = {"guidance": "exact", "schedule": rmp.schedules.log(30, 0.02, 30.0), "inner_steps": 1, "dtype": DOUBLE}
+    options |= {"noise": "none", "anchor": "next", "step_size": 1.0, "backend": "torch"}
+    estimate = rmp.Plan(op, prior, (count, 2), 0.3, branches=16, switch_level=1.0, **options).execute(y)
+    assert estimate.variance is not None
+    # The unseen coordinate is +2 or -2, a variance of 4 whose average over 16 branches has a standard error of 1/2;
+    # the average over all 64 items one of 1/16, of which five are allowed.
+    assert (estimate.mean[:, 1].mean() - expected[0, 1]).abs() < 5 / 16
+    assert estimate.mean[:, 1].square().mean() < 0.5
+    assert (estimate.variance[:, 1].mean() - 4).abs() < 0.5
+    assert (estimate.mean[:, 0] - expected[:, 0]).abs().max() < 0.1

@@ -101,7 +101,7 @@ def test_precision_ratio_keeps_its_bounds(path: str, curvature: float) -> None:
     problem.check(path)
 
 
-@pytest.mark.parametrize("mode", ["control", "learned", "antithetic"])
+@pytest.mark.parametrize("mode", ["control", "learned", "diagonal", "antithetic"])
 def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
     problem = Problem((3, 3, 37, 41), **MODES[mode])
     problem.next_mean = problem.mean.clone()
@@ -111,9 +111,10 @@ def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
     share, std = problem.looks[1, :, oracle.NEXT_SHARE], problem.looks[1, :, oracle.NEXT_STD]
     scale = std.double()
     if problem.curvature is not None:
-        scale = scale * (1 / (1 - share.double() * problem.curvature.double()).clamp(0.25, 4)).sqrt()
-    e = reference.normals(problem.seeds, 5, 0, problem.mean[0].numel()).reshape(problem.mean.shape)
-    offset = scale.reshape(-1, 1, 1, 1) * e
+        j = problem.curvature.double().reshape(3, -1)
+        scale = scale[:, None] * (1 / (1 - share.double()[:, None] * j).clamp(0.25, 4)).sqrt()
+    e = reference.normals(problem.seeds, 5, 0, problem.mean[0].numel())
+    offset = (scale.reshape(3, -1) * e).reshape(problem.mean.shape)
     _core.NaturalStep(**problem.buffers(), path=path).perturb(1, 5)
     assert_close(problem.input, problem.mean + offset, STEP_BOUND)
     if problem.antithetic:
@@ -123,7 +124,7 @@ def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-@pytest.mark.parametrize("mode", ["control", "learned", "antithetic"])
+@pytest.mark.parametrize("mode", ["control", "learned", "diagonal", "antithetic"])
 def test_what_leaves_the_finite_range_stays_alone(path: str, mode: str, value: float) -> None:
     healthy = Problem((3, 3, 37, 41), **MODES[mode])
     broken = Problem((3, 3, 37, 41), **MODES[mode])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import rmp_fast as rmp
-from rmp_fast import backends, operators
+from rmp_fast import backends, operators, reference
+from rmp_fast.guidance import GRADIENTS
 from rmp_fast.plan import NOISES
 
 FAST = ("cpu", "torch")
@@ -81,6 +82,13 @@ def test_chain_follows_the_reference(backend: str, name: str, noise: str) -> Non
         {"covariance": "learned", "noise": "control"},
         {"covariance": "learned", "noise": "drawn", "inner_steps": 4},
         {"covariance": "learned", "noise": "antithetic"},
+        {"covariance": "diagonal", "noise": "control", "precision_rate": 0.05},
+        {"covariance": "diagonal", "noise": "drawn", "inner_steps": 4, "precision_rate": 0.05},
+        {"covariance": "diagonal", "noise": "antithetic", "precision_rate": 0.05},
+        {"branches": 3},
+        {"branches": 2, "covariance": "learned", "noise": "antithetic", "switch_level": 0.04},
+        {"branches": 2, "covariance": "diagonal", "precision_rate": 0.05, "noise": "drawn"},
+        {"branches": 2, "noise": "none", "anchor": "next", "inner_steps": 1, "step_size": 1.0},
     ],
     ids=str,
 )
@@ -88,6 +96,62 @@ def test_options_follow_the_reference(backend: str, options: dict[str, object]) 
     op = OPERATORS["inpainting"]()
     y = measure(op)
     assert_chains_agree(run(op, y, backend=backend, **options), run(op, y, backend="reference", **options))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("noise", ["control", "antithetic"])
+@pytest.mark.parametrize("scale", [None, 0.01])
+@pytest.mark.parametrize("guidance", GRADIENTS)
+@pytest.mark.parametrize("name", ["inpainting per item", "super-resolution", "circular blur", "reflected blur"])
+def test_gradient_guidances_follow_the_reference(
+    backend: str, name: str, guidance: str, scale: float | None, noise: str
+) -> None:
+    op = OPERATORS[name]()
+    y = measure(op)
+    options = {"guidance": guidance, "guidance_scale": scale, "noise": noise}
+    assert_chains_agree(run(op, y, backend=backend, **options), run(op, y, backend="reference", **options))
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_branches_average_chains_of_hashed_seeds(backend: str) -> None:
+    op = OPERATORS["inpainting"]()
+    y = measure(op)
+    seeds = torch.tensor([7, -3, 2**40])
+    # Above every level nothing is sampled, so that every branch is a chain of means.
+    options = {"noise_std": 0.1, "backend": backend, "schedule": rmp.schedules.log(3, 0.05, 10.0)}
+    chain = rmp.Plan(op, PRIOR, SHAPE, **options)
+    branches = torch.stack([chain.execute(y, reference.branch_seeds(seeds, k)).mean for k in range(3)]).double()
+    plan = rmp.Plan(op, PRIOR, SHAPE, branches=3, switch_level=100.0, **options)
+    estimate = plan.execute(y, seeds)
+    torch.testing.assert_close(estimate.mean.double(), branches.mean(0), rtol=0, atol=1e-6)
+    assert estimate.variance is not None
+    torch.testing.assert_close(estimate.variance.double(), branches.var(0), rtol=1e-4, atol=1e-8)
+    assert estimate.stats["evaluations"] == plan.evaluations == 3 * chain.evaluations
+
+
+def test_the_variance_is_in_the_square_of_the_callers_unit() -> None:
+    op = OPERATORS["super-resolution"]()
+    y = measure(op)
+    inside = rmp.Plan(op, PRIOR, SHAPE, 0.1, branches=2).execute(y).variance
+    outside = rmp.Plan(op, PRIOR, SHAPE, 0.1 * 127.5, data_range=(0, 255), branches=2).execute((y + 1) * 127.5).variance
+    assert inside is not None
+    assert outside is not None
+    torch.testing.assert_close(outside / 127.5**2, inside, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_gradient_guidances_count_their_backward_evaluations_and_touch_no_weights(backend: str) -> None:
+    class Network(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+            return super().forward(x / (1 + s.reshape(-1, 1, 1, 1)))
+
+    network = Network(1, 1, 3, padding=1)
+    prior = rmp.priors.NetworkPrior(network, channels=1, data_variance=0.5)
+    op = OPERATORS["inpainting"]()
+    estimate = rmp.Plan(op, prior, (2, 1, 9, 11), 0.1, guidance="dps", backend=backend).execute(torch.zeros(2, 1, 9, 11))
+    assert estimate.stats["evaluations"] == estimate.stats["backward_evaluations"] == 20
+    assert all(weight.grad is None and not weight.requires_grad for weight in network.parameters())
+    assert not estimate.mean.requires_grad
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -339,6 +403,16 @@ def plan_with(**changes: object) -> rmp.Plan:
         ({"step_size": "averagin"}, ValueError, "did you mean 'averaging'"),
         ({"anchor": "last"}, ValueError, "`anchor` must be one of 'current', 'next'"),
         ({"covariance": "learned", "noise": "none"}, ValueError, "`covariance` 'learned' needs perturbed looks"),
+        ({"covariance": "diagonal", "noise": "none"}, ValueError, "`covariance` 'diagonal' needs perturbed looks"),
+        ({"branches": 0}, ValueError, "`branches` must be at least 1, got 0"),
+        ({"branches": 1.5}, TypeError, "`branches` must be an integer, got float"),
+        ({"switch_level": -1.0}, ValueError, "`switch_level` must be a finite number > 0, got -1.0"),
+        ({"guidance_scale": 1.0}, ValueError, "`guidance_scale` is for dps, jensen, pigdm; 'gaussian' has no scale"),
+        (
+            {"guidance": "jensen", "guidance_scale": 1.0, "noise_std": 0.0},
+            ValueError,
+            "`guidance_scale` of 'jensen' needs `noise_std` > 0",
+        ),
         ({"backend": "cuda"}, ValueError, "`backend` must be one of"),
         ({"backend": "cpu", "dtype": torch.float64}, ValueError, "`backend` 'cpu' cannot be used"),
         ({"data_range": (1, 1)}, ValueError, r"`data_range` must be \(low, high\) with low < high"),

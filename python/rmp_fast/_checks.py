@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "check_choice",
+    "check_count",
     "check_finite",
     "check_noise_std",
     "check_positive",
@@ -72,6 +73,15 @@ def check_positive(name: str, value: float, *, allow_zero: bool = False) -> floa
     if not math.isfinite(number) or number < 0 or (number == 0 and not allow_zero):
         raise ValueError(f"`{name}` must be a finite number {'>= 0' if allow_zero else '> 0'}, got {value!r}")
     return number
+
+
+def check_count(name: str, value: object) -> int:
+    """Return ``value`` if it is a whole number of at least 1, else raise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}")
+    return value
 
 
 def check_noise_std(value: object, batch: int, device: torch.device | None = None) -> Tensor:

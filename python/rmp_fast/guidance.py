@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from ._checks import check_choice
 from .operators import Operator
 from .priors import GaussianMixture, Prior
 
-__all__ = ["GUIDANCES", "check_guidance", "noise_ratio", "usable"]
+__all__ = ["GUIDANCES", "GRADIENTS", "check_guidance", "direction", "gradient_weight", "noise_ratio", "usable"]
+
+#: Those that differentiate the denoiser, d_y = D + c J^T u with J = dD/dx; see :func:`direction`.
+GRADIENTS = ("dps", "jensen", "pigdm")
 
 #: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``exact``: E[x0 | x, y].
-GUIDANCES = ("gaussian", "exact")
+GUIDANCES = ("gaussian", *GRADIENTS, "exact")
 
 
 def usable(op: Operator, prior: Prior) -> list[str]:
     """The guidances that can serve this operator and prior."""
-    names = []
-    if op.linear:
-        names.append("gaussian")
-        if isinstance(prior, GaussianMixture):
-            names.append("exact")
-    return names
+    if not op.linear:
+        return ["dps", "jensen"]
+    return [name for name in GUIDANCES if name != "exact" or isinstance(prior, GaussianMixture)]
 
 
 def check_guidance(guidance: str, op: Operator, prior: Prior) -> None:
@@ -48,6 +51,69 @@ def noise_ratio(levels: Tensor, data_variance: float, noise_std: Tensor) -> Tens
     Returns:
         (L, B) float64.
     """
-    squared = levels.double().square()
-    r2 = squared * data_variance / (squared + data_variance)
+    r2 = denoised_variance(levels, data_variance)
     return noise_std.double().square()[None, :] / r2[:, None].to(noise_std.device)
+
+
+def denoised_variance(levels: Tensor, data_variance: float) -> Tensor:
+    """r2 = s^2 p / (s^2 + p) in float64."""
+    squared = levels.double().square()
+    return squared * data_variance / (squared + data_variance)
+
+
+def gradient_weight(
+    guidance: str,
+    scale: float | None,
+    levels: Tensor,
+    data_variance: float,
+    noise_std: Tensor,
+    measurements: int,
+) -> Tensor:
+    """c (L, B) of d_y = D + c J^T u, in float64.
+
+    Args:
+        guidance: one of :data:`GRADIENTS`.
+        scale: factor of the score, as ``guidance_scale`` of :class:`rmp_fast.Plan`; None: the default of every level.
+        levels: (L,) noise levels s.
+        data_variance: p.
+        noise_std: (B,) standard deviations sy.
+        measurements: numbers per item of y.
+    """
+    squared = levels.double().square()[:, None].to(noise_std.device)
+    r2 = denoised_variance(levels, data_variance)[:, None].to(noise_std.device)
+    variance = noise_std.double().square()[None, :]
+    if guidance == "pigdm":
+        score = (1.0 if scale is None else scale) / r2 + 0 * variance
+    elif guidance == "jensen":
+        score = 1 / (r2 + variance) if scale is None else scale / variance + 0 * r2
+    else:
+        score = (measurements / (r2 + variance)).sqrt() if scale is None else scale + 0 * (r2 + variance)
+    return squared * score
+
+
+def direction(guidance: str, op: Operator, denoised: Tensor, y: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """u of d_y = D + c J^T u, with r = y - A(D).
+
+    dps: A^T r / ||r|| per item (Chung et al., "Diffusion posterior sampling", arXiv 2209.14687, eq. 16); jensen: A^T r
+    (the same, eq. 11); pigdm: A^T (A A^T + q I)^-1 r (Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023).
+    For a nonlinear A, A^T is the transpose of its Jacobian at D.
+
+    Args:
+        guidance: one of :data:`GRADIENTS`.
+        denoised, y: D (B, ...) and the measurement (B, ...).
+        solve: r -> (A A^T + q I)^-1 r, for pigdm.
+    """
+    if op.linear:
+        r = y - op.A(denoised)
+        u = op.adjoint(solve(r) if guidance == "pigdm" else r, tuple(denoised.shape))
+    else:
+        with torch.enable_grad():
+            point = denoised.detach().requires_grad_()
+            r = y - op.A(point)
+            (u,) = torch.autograd.grad(-0.5 * r.square().sum(), point)
+        r = r.detach()
+    if guidance != "dps":
+        return u
+    norm = r.flatten(1).norm(dim=1)
+    # Where the residual is zero its adjoint is too, and so is the direction.
+    return u / torch.where(norm > 0, norm, 1).reshape(-1, *[1] * (u.ndim - 1))

@@ -37,19 +37,22 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
         first, others = plan.steps[level % 2]
         for inner in range(plan.inner_steps):
             t0 = clock()
-            d = prior.denoise(plan.inputs, plan.network_levels[look])
+            d, backward = plan.denoise(prior, look)
             t1 = clock()
-            d = plan.condition(d, look)
+            d = plan.condition(d, look, backward)
             t2 = clock()
             step = first if inner == 0 else others
             step(look, d, look + 1)
             look += 1
             network += t1 - t0
             operator += t2 - t1
+        if plan.sampled[level]:
+            plan.sample(level)
     total = clock() - started
-    stats.update(
-        seconds=total, network_seconds=network, operator_seconds=operator, step_seconds=total - network - operator
-    )
+    spent = {"seconds": total, "network_seconds": network, "operator_seconds": operator}
+    spent["step_seconds"] = total - network - operator
+    for name, seconds in spent.items():
+        stats[name] += seconds
 
 
 class CompiledStep:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import loop, ops, reference, schedules
-from ._checks import check_choice, check_finite, check_noise_std, check_positive, check_shape, check_tensor, shape_text
+from ._checks import check_choice, check_count, check_finite, check_noise_std, check_positive, check_shape, check_tensor, shape_text
 from .backends import resolve
-from .guidance import check_guidance, noise_ratio
+from .guidance import GRADIENTS, check_guidance, direction, gradient_weight, noise_ratio
 from .operators import Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
 from .priors import GaussianMixture, Prior
@@ -35,10 +35,11 @@ class Estimate:
 
     Attributes:
         mean: (B, ...) estimate of E[x0 | y], in the caller's range.
-        variance: (B, ...) of the estimate where the plan makes one, else None.
+        variance: (B, ...) of x0 given y per element, in the square of the caller's unit, where the plan has
+            ``branches``: the unbiased variance between them; else None.
         ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
             backend returns what it got).
-        stats: network evaluations per item (``evaluations`` forward, ``backward_evaluations``), ``seconds`` in all and
+        stats: network evaluations per item, of all branches together (``evaluations`` forward, ``backward_evaluations``), ``seconds`` in all and
             ``network_seconds``, ``operator_seconds``, ``step_seconds``; ``buffer_bytes`` that the plan owns;
             ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
     """
@@ -65,7 +66,11 @@ class Plan:
         shape: (B, C, H, W) of the images, or (B, N) of signals.
         noise_std: standard deviation of n, in the caller's range: a number or a tensor (B,).
         schedule: noise levels; default ``schedules.log(10, 0.05, 20)``.
-        guidance: ``"gaussian"``, or ``"exact"`` for Gaussian and mixture priors.
+        guidance: ``"gaussian"`` (no gradients, linear operators); ``"dps"``, ``"jensen"`` (any operator) or ``"pigdm"``
+            (linear ones), through the gradient of the denoiser with respect to its input; ``"exact"`` for Gaussian and
+            mixture priors. See :mod:`rmp_fast.guidance`.
+        guidance_scale: for ``dps`` z of -z grad ||y - A(D)||, for ``jensen`` gamma of gamma J^T A^T (y - A(D)) / sy^2, for
+            ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1.
         noise: ``"control"`` (noise only inside the network), ``"drawn"`` (the paper), ``"antithetic"`` (pairs, two
             evaluations), ``"none"``.
         inner_steps: T_in, looks per level.
@@ -74,8 +79,11 @@ class Plan:
             was off.
         anchor: level at which the first look of a step is taken: ``"current"`` (s_k) or ``"next"`` (s_{k+1}).
         covariance: ``"fixed"`` v, or ``"learned"``: 1/v = 1/b^2 + (1 - j)/s_k^2 with j = tr(dd_y/dx)/N by Stein's
-            identity, v kept within a factor 4 of the fixed one.
+            identity, v kept within a factor 4 of the fixed one; or ``"diagonal"``: the same with j per element.
         precision_rate: s2, the share of each new estimate of j.
+        branches: K chains whose means are averaged, one after the other, each a sample while s_k > ``switch_level``
+            and a mean below; their variance becomes :attr:`Estimate.variance`. 1: one chain of means.
+        switch_level: s below which branches follow the mean.
         backend: ``"auto"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
         device, dtype: of the state; float32 for ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion.
@@ -86,9 +94,11 @@ class Plan:
 
     def __init__(
         self, op: Operator, prior: Prior, shape: tuple[int, ...], noise_std: float | Tensor, *,
-        schedule: schedules.Schedule | None = None, guidance: str = "gaussian", noise: str = "control",
+        schedule: schedules.Schedule | None = None, guidance: str = "gaussian", guidance_scale: float | None = None,
+        noise: str = "control",
         inner_steps: int = 2, step_size: Literal["averaging"] | float = "averaging", relaxation: float = 1.4,
-        anchor: str = "current", covariance: str = "fixed", precision_rate: float = 0.3, backend: str = "auto",
+        anchor: str = "current", covariance: str = "fixed", precision_rate: float = 0.3, branches: int = 1,
+        switch_level: float = 1.0, backend: str = "auto",
         device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:  # fmt: skip
@@ -105,16 +115,17 @@ class Plan:
             raise TypeError(f"`schedule` must be an rmp_fast.schedules.Schedule, got {type(schedule).__name__}")
         check_guidance(guidance, op, prior)
         self.guidance = guidance
+        self.guidance_scale = None if guidance_scale is None else check_positive("guidance_scale", guidance_scale)
+        if guidance_scale is not None and guidance not in GRADIENTS:
+            raise ValueError(f"`guidance_scale` is for {', '.join(GRADIENTS)}; {guidance!r} has no scale")
         self.noise = check_choice("noise", noise, NOISES)
         self.anchor = check_choice("anchor", anchor, ("current", "next"))
-        self.covariance = check_choice("covariance", covariance, ("fixed", "learned"))
-        if self.covariance == "learned" and noise == "none":
-            raise ValueError("`covariance` 'learned' needs perturbed looks: `noise` must not be 'none'")
-        if isinstance(inner_steps, bool) or not isinstance(inner_steps, int):
-            raise TypeError(f"`inner_steps` must be an integer, got {type(inner_steps).__name__}")
-        if inner_steps < 1:
-            raise ValueError(f"`inner_steps` must be at least 1, got {inner_steps}")
-        self.inner_steps = inner_steps
+        self.covariance = check_choice("covariance", covariance, ("fixed", "learned", "diagonal"))
+        if covariance != "fixed" and noise == "none":
+            raise ValueError(f"`covariance` {covariance!r} needs perturbed looks: `noise` must not be 'none'")
+        self.inner_steps = check_count("inner_steps", inner_steps)
+        self.branches = check_count("branches", branches)
+        self.switch_level = check_positive("switch_level", switch_level)
         if isinstance(step_size, str):
             check_choice("step_size", step_size, ("averaging",))
         else:
@@ -138,8 +149,8 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per item."""
-        return self.looks_per_chain * (2 if self.noise == "antithetic" else 1)
+        """Network evaluations per item, of all branches together."""
+        return self.branches * self.looks_per_chain * (2 if self.noise == "antithetic" else 1)
 
     @property
     def buffer_bytes(self) -> int:
@@ -147,8 +158,8 @@ class Plan:
         return sum(t.numel() * t.element_size() for t in self._buffers())
 
     def _buffers(self) -> list[Tensor]:
-        owned = [*self._means, self.inputs, self._seeds, self._ok, self._looks, self.data]
-        return [t for t in (*owned, self.curvature) if t is not None]
+        owned = [*self._means, self.inputs, self._seeds, self._ok, self._looks, self.data, *self._moments]
+        return [t for t in (*owned, self.curvature, self.gradient) if t is not None]
 
     def _allocate(self) -> None:
         batch, device, dtype = self.shape[0], self.device, self.dtype
@@ -159,21 +170,32 @@ class Plan:
         self.inputs = torch.zeros((copies * batch, *self.shape[1:]), dtype=dtype, device=device)
         self._seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         self._ok = torch.ones(batch, dtype=torch.uint8, device=device)
-        self.curvature = torch.zeros(batch, dtype=dtype, device=device) if self.covariance == "learned" else None
-        self._looks = torch.zeros(self.looks_per_chain + 1, batch, 8, dtype=dtype, device=device)
+        self.curvature = None
+        if self.covariance != "fixed":
+            sizes = self.shape if self.covariance == "diagonal" else (batch,)
+            self.curvature = torch.zeros(sizes, dtype=dtype, device=device)
+        self.gradient = torch.zeros_like(self.inputs) if self.guidance in GRADIENTS else None
+        # Mean and sum of squared differences of the branches.
+        self._moments = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2 * (self.branches > 1))]
+        # One row per look, one for the start and, with branches, one per level for the start from a sample.
+        rows = self.looks_per_chain + 1 + steps * (self.branches > 1)
+        self._looks = torch.zeros(rows, batch, 8, dtype=dtype, device=device)
         s = self.schedule.levels
+        self.sampled = [self.branches > 1 and level > self.switch_level for level in s[:-1].flip(0).tolist()]
         first = s[1:] if self.anchor == "next" else s[:-1]
         levels = torch.stack([first] + [s[:-1]] * (inner - 1), dim=1).flip(0).flatten()
         self.look_levels = levels  # (L,) level at which the network is called, in order of execution
-        rows = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
-        self.network_levels = rows.unbind(0)  # one (copies * B,) per look
+        told = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
+        self.network_levels = told.unbind(0)  # one (copies * B,) per look
         self.form: Form | None = None
-        if self.guidance == "gaussian" and self.backend != "reference":
+        if self.op.linear and self.guidance != "exact" and self.backend != "reference":
             self.form = self.op.form(self.shape, device, dtype)
+        if isinstance(self.form, Spectral) and copies > 1 and self.form.energy.shape[0] > 1:
+            self.form = dataclasses.replace(self.form, energy=torch.cat([self.form.energy] * copies))
         self.data = self._form_data(torch.zeros(self.measurement_shape, dtype=dtype, device=device))
         self._ratios = torch.zeros(self.looks_per_chain, copies * batch, dtype=dtype, device=device)
         self.noise_ratios = self._ratios.unbind(0)  # q of every look
-        self.solve_residual = torch.zeros(copies * batch, dtype=dtype, device=device)
+        self.solve_residual = torch.zeros(batch, dtype=dtype, device=device)
         self._offset = None
         if (self._low, self._half) != (-1.0, 1.0):
             middle = torch.full(self.shape, self._low + self._half, dtype=dtype, device=device)
@@ -195,7 +217,9 @@ class Plan:
         }
         if self.noise == "antithetic":
             options["input_mirror"] = self.inputs[batch:]
-        if isinstance(self.form, Pointwise):
+        if self.gradient is not None:
+            options.update(correction="gradient", y=self.gradient)
+        elif isinstance(self.form, Pointwise):
             options.update(correction="mask", y=self.data, mask=self.form.mask)
         elif isinstance(self.form, Blocks):
             options.update(correction="block_average", y=self.data, factor=self.form.factor)
@@ -215,7 +239,8 @@ class Plan:
         inner = self.inner_steps
         below, above = s[:-1].flip(0), s[1:].flip(0)  # s_k and s_{k+1}, in order of execution
         share = (1 - (below / above).square()).repeat_interleave(inner)  # 1 - w = v / s_k^2
-        std = ((above.square() - below.square()).sqrt() * below / above).repeat_interleave(inner)
+        step_std = (above.square() - below.square()).sqrt() * below / above  # sqrt(v) of every level
+        std = step_std.repeat_interleave(inner)
         if self.noise == "none":
             std = torch.zeros_like(std)
         s1 = torch.tensor(reference.step_sizes(self.step_size, self.relaxation, inner), dtype=torch.float64)
@@ -228,9 +253,24 @@ class Plan:
         table = torch.stack(columns, -1)[:, None, :].repeat(1, batch, 1)
         ratio = noise_ratio(self.look_levels, self.prior.data_variance, self.noise_std)
         table[:, :, 3] = ratio.cpu()
-        self._looks[:-1].copy_(table)
-        self._looks[-1, :, 2] = std[0]  # the last row only perturbs the start
-        self._ratios.copy_(self._looks[:-1, :, 3].repeat(1, self._copies))
+        looks, last = self.looks_per_chain, torch.arange(1, self.schedule.steps + 1) * inner - 1
+        self._ratios.copy_(table[:, :, 3].repeat(1, self._copies))
+        if self.gradient is not None:
+            if self.guidance == "jensen" and self.guidance_scale is not None and not bool((self.noise_std > 0).all()):
+                raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
+            weight = gradient_weight(
+                self.guidance, self.guidance_scale, self.look_levels, self.prior.data_variance, self.noise_std,
+                math.prod(self.measurement_shape[1:]),
+            )  # fmt: skip
+            table[:, :, 3] = weight.cpu()
+        self._looks[looks, :, 2] = std[0]  # this row only perturbs the start
+        if self.branches > 1:
+            # Behind a sampled level the last look draws the sample, and another row perturbs what follows.
+            self._looks[looks + 1 :, :, [2, 5]] = table[last][:, :, [2, 5]].to(self._looks)
+            sampled = torch.tensor(self.sampled, dtype=torch.bool)
+            table[last[sampled], :, 2] = step_std[sampled, None]
+            table[last[sampled], :, 5] = share[last[sampled], None]
+        self._looks[:looks].copy_(table)
 
     # Execution.
 
@@ -282,15 +322,31 @@ class Plan:
         mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
         if batch == 0:
             return Estimate(mean, None, torch.ones(0, dtype=torch.bool, device=self.device), self._stats())
-        self._seeds.copy_(torch.arange(batch) if seeds is None else seeds)
+        seeds = torch.arange(batch, device=self.device) if seeds is None else seeds
         self._ok.fill_(1)
         stats = self._stats()
-        if self._offset is None:
-            mean.copy_(self._run(y.to(self.dtype), stats))
-        else:
-            measured = (y.to(self.dtype) - self._offset) / self._half
-            mean.copy_(self._run(measured, stats) * self._half + (self._low + self._half))
-        return Estimate(mean, None, self._ok.bool(), stats)
+        measured = y.to(self.dtype)
+        if self._offset is not None:
+            measured = (measured - self._offset) / self._half
+        result, variance = self._run_branches(measured, seeds, stats)
+        if self._offset is not None:
+            result = result * self._half + (self._low + self._half)
+            variance = None if variance is None else variance * self._half**2
+        return Estimate(mean.copy_(result), variance, self._ok.bool(), stats)
+
+    def _run_branches(self, measured: Tensor, seeds: Tensor, stats: Stats) -> tuple[Tensor, Tensor | None]:
+        """Mean of the branches and their unbiased variance (Welford's update)."""
+        if self.branches == 1:
+            self._seeds.copy_(seeds)
+            return self._run(measured, stats), None
+        mean, squares = (t.zero_() for t in self._moments)
+        for branch in range(self.branches):
+            self._seeds.copy_(reference.branch_seeds(seeds, branch))
+            result = self._run(measured, stats).to(self.dtype)
+            difference = result - mean
+            mean.add_(difference, alpha=1 / (branch + 1))
+            squares.add_(difference * (result - mean))
+        return mean, squares / (self.branches - 1)
 
     def _run(self, measured: Tensor, stats: Stats) -> Tensor:
         if self.backend == "reference":
@@ -306,20 +362,45 @@ class Plan:
         self._means[0].zero_()
         if self.curvature is not None:
             self.curvature.zero_()
-        with torch.inference_mode():
+        with torch.inference_mode(self.gradient is None):
             loop.run(self, conditioned or self.prior, stats)
-        if isinstance(self.form, Iterative):
-            stats["solve_residual"] = float(self.solve_residual.max())
+        if isinstance(self.form, Iterative) and self.guidance in ("gaussian", "pigdm"):
+            stats["solve_residual"] = max(stats.get("solve_residual", 0.0), float(self.solve_residual.max()))
         return self.result
 
     def _form_data(self, measured: Tensor) -> Tensor:
         """The measurement as the form needs it, once per look of an antithetic pair."""
-        if isinstance(self.form, Spectral):
+        if isinstance(self.form, Spectral) and self.guidance == "gaussian":
             return torch.cat([self.form.project(measured)] * self._copies)
-        return torch.cat([measured] * self._copies) if isinstance(self.form, Iterative) else measured
+        return measured
 
-    def condition(self, denoised: Tensor, look: int) -> Tensor:
+    def denoise(self, prior: Prior, look: int) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """D at the inputs, and u -> J^T u for the guidances that need it; the graph lives until that is called."""
+        levels = self.network_levels[look]
+        if self.gradient is None:
+            return prior.denoise(self.inputs, levels), None
+        with torch.enable_grad():
+            x = self.inputs.detach().requires_grad_()
+            denoised = prior.denoise(x, levels)
+        return denoised.detach(), lambda u: torch.autograd.grad(denoised, x, u)[0]
+
+    def sample(self, level: int) -> None:
+        """Make the perturbed input of the level's last look the mean that the next level starts from."""
+        row = self.looks_per_chain + 1 + level
+        after = (level + 1) % 2
+        self._means[after].copy_(self.inputs[: self.shape[0]])
+        self.steps[after][0].perturb(row, row)
+
+    def condition(self, denoised: Tensor, look: int, backward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The denoised image corrected towards the measurement, where the step itself does not do it."""
+        if backward is not None:
+            assert self.gradient is not None
+            halves = [
+                direction(self.guidance, self.op, half, self.data, lambda r: self._gram_solve(r, look))
+                for half in denoised.chunk(self._copies)
+            ]
+            self.gradient.copy_(backward(torch.cat(halves)))
+            return denoised
         if isinstance(self.form, Spectral):
             coefficients = self.form.analysis(denoised)
             backend = "auto" if self.backend == "cpu" else "torch"
@@ -331,26 +412,39 @@ class Plan:
             image = self.form.synthesis(coefficients)
             return denoised + image if update else image
         if isinstance(self.form, Iterative):
-            shape, op = tuple(denoised.shape), self.form.operator
-            noise = self.noise_ratios[look].sqrt()  # of the system (A A^T + q I) z = y - A D
-            solved = op.iterative_solve(self.data - op.A(denoised), 1.0, noise, shape, self.form.iterations)
-            torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
-            return denoised + op.adjoint(solved.solution, shape)
+            op = self.form.operator
+            halves = [
+                half + op.adjoint(self._gram_solve(self.data - op.A(half), look), self.shape)
+                for half in denoised.chunk(self._copies)
+            ]
+            return halves[0] if self._copies == 1 else torch.cat(halves)
         return denoised
 
+    def _gram_solve(self, r: Tensor, look: int) -> Tensor:
+        """(A A^T + q I)^-1 r."""
+        noise = self.noise_ratios[look][: self.shape[0]].sqrt()
+        if not isinstance(self.form, Iterative):
+            return self.op.gram_solve(r, 1.0, noise, self.shape)
+        solved = self.form.operator.iterative_solve(r, 1.0, noise, self.shape, self.form.iterations)
+        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        return solved.solution
+
     def _run_reference(self, measured: Tensor, stats: Stats) -> Tensor:
-        names = ("guidance", "noise", "inner_steps", "step_size", "relaxation", "anchor", "covariance")
-        options: dict[str, Any] = {name: getattr(self, name) for name in (*names, "precision_rate")}
+        names = ("guidance", "guidance_scale", "noise", "inner_steps", "step_size", "relaxation", "anchor")
+        options: dict[str, Any] = {name: getattr(self, name) for name in (*names, "covariance", "precision_rate")}
+        options["switch_level"] = self.switch_level if self.branches > 1 else math.inf
         started = time.perf_counter()
         mean = reference.reverse_mean_propagation(
             measured, self.op, self.prior, self.noise_std, self.schedule.levels, self._seeds, self.shape, **options
         )
-        stats["seconds"] = time.perf_counter() - started
+        stats["seconds"] += time.perf_counter() - started
         self._ok.logical_and_(torch.isfinite(mean).flatten(1).all(1))
         return mean
 
     def _stats(self) -> Stats:
-        stats: Stats = {"evaluations": self.evaluations, "backward_evaluations": 0, "buffer_bytes": self.buffer_bytes}
+        backward = self.evaluations if self.guidance in GRADIENTS else 0
+        stats: Stats = {"evaluations": self.evaluations, "backward_evaluations": backward}
+        stats["buffer_bytes"] = self.buffer_bytes
         return stats | dict.fromkeys(("seconds", "network_seconds", "operator_seconds", "step_seconds"), 0.0)
 
 

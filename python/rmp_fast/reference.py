@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["conditional_mean", "normals", "philox", "reverse_mean_propagation", "step_sizes"]
+__all__ = ["branch_seeds", "conditional_mean", "normals", "philox", "reverse_mean_propagation", "step_sizes"]
 
 _LOW = 0xFFFFFFFF
 
@@ -95,16 +95,50 @@ def step_sizes(step_size: Literal["averaging"] | float, relaxation: float, inner
     return [float(step_size)] * inner_steps
 
 
-def conditional_mean(x: Tensor, s: float, y: Tensor, op: _Operator, prior: _Prior, noise_std: Tensor) -> Tensor:
-    r"""d_y(x) = D(x, s) + s^2 l(x) with the ``gaussian`` guidance.
+def conditional_mean(
+    x: Tensor,
+    s: float,
+    y: Tensor,
+    op: _Operator,
+    prior: _Prior,
+    noise_std: Tensor,
+    guidance: str = "gaussian",
+    scale: float | None = None,
+) -> Tensor:
+    r"""d_y(x) = D(x, s) + s^2 l(x), with r_2 = s^2 p / (s^2 + p), r = y - A(D), J = dD/dx and M numbers in y:
 
-    .. math:: d_y = D + r_2 A^T (r_2 A A^T + \sigma_y^2 I)^{-1} (y - A D), \quad r_2 = s^2 p / (s^2 + p)
+    .. math::
+        \text{gaussian}: \quad & s^2 l = r_2 A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r \\
+        \text{pigdm}: \quad & l = \text{scale}\, J^T A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r, \quad \text{scale} = 1 \\
+        \text{jensen}: \quad & l = \text{scale}\, J^T A^T r / \sigma_y^2, \quad
+            \text{scale} = \sigma_y^2 / (r_2 + \sigma_y^2) \\
+        \text{dps}: \quad & l = -\text{scale}\, \nabla_x \lVert r \rVert, \quad \text{scale} = \sqrt{M / (r_2 + \sigma_y^2)}
+
+    with those scales where none is given.
     """
-    d = prior.denoise(x, torch.full((x.shape[0],), s, dtype=x.dtype, device=x.device))
     p = prior.data_variance
     r2 = s * s * p / (s * s + p)
     shape = tuple(x.shape)
-    return d + r2 * op.adjoint(op.gram_solve(y - op.A(d), r2, noise_std, shape), shape)
+    levels = torch.full((x.shape[0],), s, dtype=x.dtype, device=x.device)
+    if guidance == "gaussian":
+        d = prior.denoise(x, levels)
+        return d + r2 * op.adjoint(op.gram_solve(y - op.A(d), r2, noise_std, shape), shape)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        d = prior.denoise(x, levels)
+        r = y - op.A(d)
+        variance = noise_std.square().reshape(-1, *[1] * (y.ndim - 1))
+        if guidance == "pigdm":
+            solved = op.gram_solve(r.detach(), r2, noise_std, shape)
+            objective = -(r * solved).sum() * (1.0 if scale is None else scale)  # only r moves
+        elif guidance == "jensen":
+            weight = 1 / (r2 + variance) if scale is None else scale / variance
+            objective = -(weight * r.square()).sum() / 2
+        else:
+            weight = (y[0].numel() / (r2 + variance)).sqrt() if scale is None else torch.full_like(variance, scale)
+            objective = -(weight.flatten() * r.flatten(1).norm(dim=1)).sum()
+        (score,) = torch.autograd.grad(objective, x)
+    return d.detach() + s * s * score
 
 
 def reverse_mean_propagation(
@@ -116,14 +150,16 @@ def reverse_mean_propagation(
     seeds: Tensor,
     image_shape: tuple[int, ...],
     *,
-    guidance: Literal["gaussian", "exact"] = "gaussian",
+    guidance: str = "gaussian",
+    guidance_scale: float | None = None,
     noise: Literal["drawn", "antithetic", "control", "none"] = "control",
     inner_steps: int = 2,
     step_size: Literal["averaging"] | float = "averaging",
     relaxation: float = 1.4,
     anchor: Literal["current", "next"] = "current",
-    covariance: Literal["fixed", "learned"] = "fixed",
+    covariance: Literal["fixed", "learned", "diagonal"] = "fixed",
     precision_rate: float = 0.3,
+    switch_level: float = math.inf,
 ) -> Tensor:
     """The estimate of E[x0 | y]: the mean at level 0 of the chain.
 
@@ -133,6 +169,7 @@ def reverse_mean_propagation(
         levels: (T + 1,) noise levels s_0 < ... < s_T.
         seeds: (B,) int64.
         image_shape: (B, ...) of the result.
+        switch_level: above this level the chain goes on from a sample of N(mean, v) instead of the mean.
 
     Returns:
         float64 tensor of shape ``image_shape``.
@@ -149,22 +186,22 @@ def reverse_mean_propagation(
 
     def d_y(x: Tensor, level: float) -> Tensor:
         if conditioned is None:
-            return conditional_mean(x, level, y, op, prior, noise_std)
+            return conditional_mean(x, level, y, op, prior, noise_std, guidance, guidance_scale)
         denoised: Tensor = conditioned.denoise(x, torch.full((batch,), level, dtype=torch.float64))
         return denoised
 
     m = torch.zeros(image_shape, dtype=torch.float64, device=y.device)
-    j = torch.zeros(column, dtype=torch.float64, device=y.device)  # (1/N) tr dd_y/dx, for learned precision
-    evaluation = 0
+    # Of dd_y/dx the mean of the diagonal, or the diagonal, for learned precision.
+    j = torch.zeros(image_shape if covariance == "diagonal" else column, dtype=torch.float64, device=y.device)
+    draw, evaluation = 0, 0
     for k in reversed(range(len(s) - 1)):
         b2 = s[k + 1] ** 2 - s[k] ** 2
         v_fixed = b2 * s[k] ** 2 / s[k + 1] ** 2
         mu = m
         for i, s1 in enumerate(step_sizes(step_size, relaxation, inner_steps)):
             level = s[k + 1] if anchor == "next" and i == 0 else s[k]
-            precision = (1 / b2 + (1 - j) / s[k] ** 2).clamp(1 / (4 * v_fixed), 4 / v_fixed)
-            v = 1 / precision if covariance == "learned" else torch.full_like(j, v_fixed)
-            e = normals(seeds, evaluation, 0, elements).reshape(image_shape) if noise != "none" else torch.zeros_like(m)
+            v = variance_of_step(j, b2, s[k], covariance)
+            e = normals(seeds, draw, 0, elements).reshape(image_shape) if noise != "none" else torch.zeros_like(m)
             x = mu + v.sqrt() * e
             d = d_y(x, level)
             probe = d - mu
@@ -175,9 +212,34 @@ def reverse_mean_propagation(
             point = x if noise == "drawn" else mu
             g = (m - point) / b2 + (d - point) / s[k] ** 2
             mu = mu + s1 * v * g
-            if covariance == "learned" and noise != "none":
-                estimate = (e * probe).flatten(1).sum(1).reshape(column) / (v.sqrt() * elements)
-                j = (1 - precision_rate) * j + precision_rate * estimate
+            if covariance != "fixed" and noise != "none":
+                estimate = e * probe
+                if covariance == "learned":
+                    estimate = estimate.flatten(1).mean(1).reshape(column)
+                j = (1 - precision_rate) * j + precision_rate * estimate / v.sqrt()
             evaluation += 1
+            draw = evaluation
         m = mu
+        if s[k] > switch_level:
+            e = normals(seeds, draw, 0, elements).reshape(image_shape)
+            m = mu + variance_of_step(j, b2, s[k], covariance).sqrt() * e
+            # Numbers that no look has used: those behind the last look's.
+            draw = (len(s) - 1) * inner_steps + 1 + (len(s) - 2 - k)
     return m
+
+
+def variance_of_step(j: Tensor, b2: float, s: float, covariance: str) -> Tensor:
+    """v of a step at level s: b^2 s^2 / (b^2 + s^2), or the learned 1/v = 1/b^2 + (1 - j)/s^2 within a factor 4 of it."""
+    fixed = b2 * s * s / (b2 + s * s)
+    if covariance == "fixed":
+        return torch.full_like(j, fixed)
+    return 1 / (1 / b2 + (1 - j) / s**2).clamp(1 / (4 * fixed), 4 / fixed)
+
+
+def branch_seeds(seeds: Tensor, branch: int) -> Tensor:
+    """Seeds (B,) of one branch: those of the caller for branch 0, and hashes of them by Philox for the others."""
+    if branch == 0:
+        return seeds
+    counter = torch.tensor([branch, 0, 0, 1], device=seeds.device).expand(seeds.shape[0], 4)
+    words = philox(counter, torch.stack([seeds & _LOW, (seeds >> 32) & _LOW], -1))
+    return words[:, 0] | (words[:, 1] << 32)

@@ -24,9 +24,9 @@ class TorchStep:
         previous, mean, next_mean: (B, ...) mean of the level above; mean before and after the step (may be one buffer).
         input, input_mirror: (B, ...) where the next perturbed means are written, mu + sqrt(v) e and mu - sqrt(v) e.
         looks: (L, B, 8) coefficients. seeds: (B,) int64. ok: (B,) uint8.
-        curvature: (B,) j of the learned precision, or None for the fixed one.
+        curvature: (B,) j of the learned isotropic precision, (B, ...) of the diagonal one, or None for the fixed one.
         drawn: the gradient is taken at ``input`` instead of ``mean``.
-        correction: ``"none"``, ``"mask"`` or ``"block_average"``; with ``y``, ``mask`` (uint8), ``factor``.
+        correction: ``"none"``, ``"mask"``, ``"block_average"`` or ``"gradient"``; with ``y``, ``mask`` (uint8), ``factor``.
     """
 
     def __init__(
@@ -43,9 +43,12 @@ class TorchStep:
     def _column(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.mean.ndim - 1)).to(self.mean.dtype)
 
-    def _corrected(self, denoised: Tensor, ratio: Tensor) -> Tensor:
+    def _corrected(self, denoised: Tensor, ratio: Tensor, mirrored: bool = False) -> Tensor:
         if self.y is None:
             return denoised
+        if self.correction == "gradient":
+            batch = self.mean.shape[0]
+            return denoised + ratio * (self.y[batch:] if mirrored else self.y[:batch])
         if self.correction == "mask":
             moved = denoised + (self.y - denoised) / (1 + ratio)
             return moved if self.mask is None else torch.where(self.mask.bool(), moved, denoised)
@@ -53,21 +56,27 @@ class TorchStep:
         blocks = (self.y - ops.block_average(denoised, self.factor, backend="torch")) / (1 + counts * ratio)
         return denoised + ops.block_repeat(blocks, self.factor, denoised.shape[-2:])
 
+    def _spread(self, curvature: Tensor) -> Tensor:
+        return curvature if curvature.ndim > 1 else self._column(curvature)
+
     def _rho(self, share: Tensor) -> Tensor:
         if self.curvature is None:
-            return torch.ones_like(share)
-        return 1 / (1 - share * self.curvature).clamp(0.25, 4)
+            return torch.ones_like(self._column(share))
+        return 1 / (1 - self._column(share) * self._spread(self.curvature)).clamp(0.25, 4)
 
     def _write_input(self, centre: Tensor, std: Tensor, evaluation: int) -> None:
         e = normals(self.seeds, evaluation, self.stream, self.mean[0].numel()) if self.mean.numel() else self.mean
-        offset = self._column(std) * e.reshape(self.mean.shape).to(self.mean.dtype)
+        offset = std * e.reshape(self.mean.shape).to(self.mean.dtype)
         self.input.copy_(centre + offset)
         if self.input_mirror is not None:
             self.input_mirror.copy_(centre - offset)
 
+    def _next_std(self, row: Tensor) -> Tensor:
+        return self._column(row[:, NEXT_STD]) * self._rho(row[:, NEXT_SHARE]).sqrt()
+
     def perturb(self, look: int, evaluation: int) -> None:
         """Write the first perturbed input, mean + std e with the standard deviation of row ``look``."""
-        self._write_input(self.mean, self.looks[look, :, NEXT_STD], evaluation)
+        self._write_input(self.mean, self._next_std(self.looks[look]), evaluation)
 
     def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
         """``denoised``: (B, ...), or (2B, ...) with the mirrored looks behind the others."""
@@ -77,21 +86,24 @@ class TorchStep:
         d = self._corrected(denoised[:batch], ratio)
         probe = d - self.mean
         if self.input_mirror is not None:
-            mirrored = self._corrected(denoised[batch:], ratio)
+            mirrored = self._corrected(denoised[batch:], ratio, mirrored=True)
             probe, d = (d - mirrored) / 2, (d + mirrored) / 2
         rho = self._rho(row[:, SHARE])
         point = self.input if self.drawn else self.mean
         pull = self._column(row[:, TO_PREVIOUS]) * (self.previous - point)
         pull = pull + self._column(row[:, TO_DENOISED]) * (d - point)
-        new = self.mean + self._column(rho) * pull
+        new = self.mean + rho * pull
         if self.curvature is not None and self.mean.numel():
-            variance = rho * row[:, STD].square() * self.mean[0].numel()
-            product = ((self.input - self.mean) * probe).flatten(1).sum(1, dtype=torch.float64)
-            estimate = torch.where(variance > 0, product / variance.clamp_min(1e-30), self.curvature)
-            learned = self.curvature.lerp(estimate.to(self.curvature.dtype), row[:, RATE].to(self.curvature.dtype))
+            before = self._spread(self.curvature)
+            product = (self.input - self.mean) * probe
+            if self.curvature.ndim == 1:
+                product = self._column(product.flatten(1).mean(1, dtype=torch.float64))
+            variance = rho * self._column(row[:, STD]).square()
+            seen = torch.where(variance > 0, product / variance.clamp_min(1e-30), before)
+            learned = before + self._column(row[:, RATE]) * (seen.to(before.dtype) - before)
             # A look that left the finite range teaches nothing.
-            self.curvature.copy_(torch.where(torch.isfinite(learned), learned, self.curvature))
+            self.curvature.copy_(torch.where(torch.isfinite(learned), learned, before).reshape(self.curvature.shape))
         finite = torch.isfinite(new)
         self.ok.logical_and_(finite.flatten(1).all(1))
         self.next_mean.copy_(torch.where(finite, new, self.mean))
-        self._write_input(self.next_mean, row[:, NEXT_STD] * self._rho(row[:, NEXT_SHARE]).sqrt(), evaluation)
+        self._write_input(self.next_mean, self._next_std(row), evaluation)
