@@ -114,7 +114,9 @@ def natural_step(
         j = j + rate * (torch.where(seen.isfinite(), seen, 0.0) - j)
     e = normals(seeds, evaluation, stream, elements).reshape(m.shape)
     offset = rho(look[NEXT_SHARE]).sqrt() * look[NEXT_STD] * e
-    return Step(new, new + offset, new - offset, finite.flatten(1).all(1).to(torch.uint8), j if diagonal else j.flatten())
+    return Step(
+        new, new + offset, new - offset, finite.flatten(1).all(1).to(torch.uint8), j if diagonal else j.flatten()
+    )
 
 
 def extended_index(i: int, n: int, boundary: str) -> int:

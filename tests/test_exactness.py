@@ -83,7 +83,7 @@ def test_gaussian_guidance_is_exact_for_an_isotropic_gaussian_prior() -> None:
 
 @pytest.mark.parametrize("guidance", ["gaussian", "pigdm"])
 def test_guidance_through_the_gradient_is_exact_too(guidance: str) -> None:
-    """J = r2 / s^2 I for this prior, so J^T A^T (...)^-1 is what ``gaussian`` takes it to be; ``jensen`` at A A^T = I."""
+    """J = r2 / s^2 I for this prior, which is what ``gaussian`` takes it to be."""
     prior = rmp.priors.Gaussian(torch.zeros(6), torch.full((6,), 0.7))
     _, op, y, noise = gaussian_problem()
     x = torch.randn(3, 6, dtype=DOUBLE)

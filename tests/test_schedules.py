@@ -48,3 +48,35 @@ def test_one_step_is_enough(make: Callable[..., schedules.Schedule]) -> None:
 def test_refusals(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+COLUMNS = {
+    "level": [2.0, 0.5],
+    "noise": [1.0, 0.0],
+    "weight": [1.0, 0.5],
+    "momentum": [0.0, 0.3],
+    "variance": [0.5, 0.1],
+}
+
+
+def test_looks_are_float64_columns() -> None:
+    looks = schedules.Looks(**COLUMNS)
+    assert len(looks) == 2
+    assert looks.weight.dtype == torch.float64
+    assert looks.momentum.tolist() == [0.0, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("level", [0.0, 1.0], "`level` must be positive"),
+        ("variance", [0.1, -1.0], "`variance` must be positive"),
+        ("noise", [-0.1, 1.0], "`noise` must not be negative"),
+        ("weight", [float("nan"), 1.0], "`weight` must hold finite numbers"),
+        ("momentum", [], "`momentum` must hold finite numbers"),
+        ("momentum", [0.1], "the columns must have one length"),
+    ],
+)
+def test_looks_refuse(column: str, values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedules.Looks(**{**COLUMNS, column: values})

@@ -11,7 +11,7 @@ from ._checks import check_choice
 from .operators import Operator
 from .priors import GaussianMixture, Prior
 
-__all__ = ["GUIDANCES", "GRADIENTS", "check_guidance", "direction", "gradient_weight", "noise_ratio", "usable"]
+__all__ = ["GRADIENTS", "GUIDANCES", "check_guidance", "denoised_variance", "direction", "gradient_weight", "usable"]
 
 #: Those that differentiate the denoiser, d_y = D + c J^T u with J = dD/dx; see :func:`direction`.
 GRADIENTS = ("dps", "jensen", "pigdm")
@@ -38,25 +38,8 @@ def check_guidance(guidance: str, op: Operator, prior: Prior) -> None:
         )
 
 
-def noise_ratio(levels: Tensor, data_variance: float, noise_std: Tensor) -> Tensor:
-    """q = sy^2 / r2 with r2 = s^2 p / (s^2 + p), the variance of x0 given x for a Gaussian prior of variance p.
-
-    With it d_y = D + A^T (A A^T + q I)^-1 (y - A D).
-
-    Args:
-        levels: (L,) noise levels s.
-        data_variance: p.
-        noise_std: (B,) standard deviations sy.
-
-    Returns:
-        (L, B) float64.
-    """
-    r2 = denoised_variance(levels, data_variance)
-    return noise_std.double().square()[None, :] / r2[:, None].to(noise_std.device)
-
-
 def denoised_variance(levels: Tensor, data_variance: float) -> Tensor:
-    """r2 = s^2 p / (s^2 + p) in float64."""
+    """r2 = s^2 p / (s^2 + p) in float64: the variance of x0 given x for a Gaussian prior of variance p."""
     squared = levels.double().square()
     return squared * data_variance / (squared + data_variance)
 
@@ -65,7 +48,7 @@ def gradient_weight(
     guidance: str,
     scale: float | None,
     levels: Tensor,
-    data_variance: float,
+    variance: Tensor,
     noise_std: Tensor,
     measurements: int,
 ) -> Tensor:
@@ -75,19 +58,19 @@ def gradient_weight(
         guidance: one of :data:`GRADIENTS`.
         scale: factor of the score, as ``guidance_scale`` of :class:`rmp_fast.Plan`; None: the default of every level.
         levels: (L,) noise levels s.
-        data_variance: p.
+        variance: (L,) r2.
         noise_std: (B,) standard deviations sy.
         measurements: numbers per item of y.
     """
     squared = levels.double().square()[:, None].to(noise_std.device)
-    r2 = denoised_variance(levels, data_variance)[:, None].to(noise_std.device)
-    variance = noise_std.double().square()[None, :]
+    r2 = variance.double()[:, None].to(noise_std.device)
+    noise = noise_std.double().square()[None, :]
     if guidance == "pigdm":
-        score = (1.0 if scale is None else scale) / r2 + 0 * variance
+        score = (1.0 if scale is None else scale) / r2 + 0 * noise
     elif guidance == "jensen":
-        score = 1 / (r2 + variance) if scale is None else scale / variance + 0 * r2
+        score = 1 / (r2 + noise) if scale is None else scale / noise + 0 * r2
     else:
-        score = (measurements / (r2 + variance)).sqrt() if scale is None else scale + 0 * (r2 + variance)
+        score = (measurements / (r2 + noise)).sqrt() if scale is None else scale + 0 * (r2 + noise)
     return squared * score
 
 

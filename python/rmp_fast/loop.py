@@ -27,15 +27,15 @@ class Step(Protocol):
 
 
 def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
-    """From the mean at level T, which ``plan`` set to zero, to the mean at level 0 in ``plan.result``."""
+    """From the first mean, which ``plan`` set, to the mean at level 0 in ``plan.result``."""
     clock = time.perf_counter
     started = clock()
     plan.steps[0][0].perturb(plan.looks_per_chain, 0)
     network = operator = 0.0
     look = 0
-    for level in range(plan.schedule.steps):
+    for level in range(plan.levels):
         first, others = plan.steps[level % 2]
-        for inner in range(plan.inner_steps):
+        for inner in range(plan.looks_per_level):
             t0 = clock()
             d, backward = plan.denoise(prior, look)
             t1 = clock()

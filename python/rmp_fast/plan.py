@@ -13,12 +13,22 @@ import torch
 from torch import Tensor
 
 from . import loop, ops, reference, schedules
-from ._checks import check_choice, check_count, check_finite, check_noise_std, check_positive, check_shape, check_tensor, shape_text
+from ._checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_noise_std,
+    check_positive,
+    check_shape,
+    check_tensor,
+    shape_text,
+)
 from .backends import resolve
-from .guidance import GRADIENTS, check_guidance, direction, gradient_weight, noise_ratio
+from .guidance import GRADIENTS, check_guidance, denoised_variance, direction, gradient_weight
 from .operators import Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
 from .priors import GaussianMixture, Prior
+from .start import smooth_start
 from .torch_step import TorchStep
 
 __all__ = ["NOISES", "Estimate", "Plan", "reconstruct"]
@@ -39,9 +49,10 @@ class Estimate:
             ``branches``: the unbiased variance between them; else None.
         ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
             backend returns what it got).
-        stats: network evaluations per item, of all branches together (``evaluations`` forward, ``backward_evaluations``), ``seconds`` in all and
-            ``network_seconds``, ``operator_seconds``, ``step_seconds``; ``buffer_bytes`` that the plan owns;
-            ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
+        stats: network evaluations per item, of all branches together (``evaluations`` forward,
+            ``backward_evaluations``); ``seconds`` in all and ``network_seconds``, ``operator_seconds``,
+            ``step_seconds``; ``buffer_bytes`` that the plan owns; ``solve_residual``, the largest relative residual of
+            the Gram solves where they are iterative.
     """
 
     mean: Tensor
@@ -66,11 +77,15 @@ class Plan:
         shape: (B, C, H, W) of the images, or (B, N) of signals.
         noise_std: standard deviation of n, in the caller's range: a number or a tensor (B,).
         schedule: noise levels; default ``schedules.log(10, 0.05, 20)``.
+        looks: a chain given look by look, as tuned presets are. It overrides ``inner_steps``, ``step_size``,
+            ``relaxation`` and ``anchor``, and excludes ``schedule``.
+        start: the first mean: ``"zero"``, or ``"smooth"``, the smoothest image that explains y (linear operators on
+            images; :func:`rmp_fast.start.smooth_start`).
         guidance: ``"gaussian"`` (no gradients, linear operators); ``"dps"``, ``"jensen"`` (any operator) or ``"pigdm"``
             (linear ones), through the gradient of the denoiser with respect to its input; ``"exact"`` for Gaussian and
             mixture priors. See :mod:`rmp_fast.guidance`.
-        guidance_scale: for ``dps`` z of -z grad ||y - A(D)||, for ``jensen`` gamma of gamma J^T A^T (y - A(D)) / sy^2, for
-            ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1.
+        guidance_scale: for ``dps`` z of -z grad ||y - A(D)||, for ``jensen`` gamma of gamma J^T A^T (y - A(D)) / sy^2,
+            for ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1.
         noise: ``"control"`` (noise only inside the network), ``"drawn"`` (the paper), ``"antithetic"`` (pairs, two
             evaluations), ``"none"``.
         inner_steps: T_in, looks per level.
@@ -94,7 +109,8 @@ class Plan:
 
     def __init__(
         self, op: Operator, prior: Prior, shape: tuple[int, ...], noise_std: float | Tensor, *,
-        schedule: schedules.Schedule | None = None, guidance: str = "gaussian", guidance_scale: float | None = None,
+        schedule: schedules.Schedule | None = None, looks: schedules.Looks | None = None, start: str = "zero",
+        guidance: str = "gaussian", guidance_scale: float | None = None,
         noise: str = "control",
         inner_steps: int = 2, step_size: Literal["averaging"] | float = "averaging", relaxation: float = 1.4,
         anchor: str = "current", covariance: str = "fixed", precision_rate: float = 0.3, branches: int = 1,
@@ -111,8 +127,12 @@ class Plan:
         prior.check_image_shape(self.shape)
         self.measurement_shape = op.measurement_shape(self.shape)
         self.schedule = schedules.log() if schedule is None else schedule
+        self.looks = looks
         if not isinstance(self.schedule, schedules.Schedule):
             raise TypeError(f"`schedule` must be an rmp_fast.schedules.Schedule, got {type(schedule).__name__}")
+        self.start = check_choice("start", start, ("zero", "smooth"))
+        if start == "smooth" and (not op.linear or len(self.shape) != 4):
+            raise ValueError("`start` 'smooth' is for linear operators on images (B, C, H, W); use 'zero'")
         check_guidance(guidance, op, prior)
         self.guidance = guidance
         self.guidance_scale = None if guidance_scale is None else check_positive("guidance_scale", guidance_scale)
@@ -135,6 +155,8 @@ class Plan:
         if self.relaxation > 2:
             raise ValueError(f"`relaxation` must be at most 2, where the chain stops converging, got {relaxation}")
         self.precision_rate = check_positive("precision_rate", precision_rate)
+        if looks is not None:
+            self._check_looks(looks, schedule)
         self.device = torch.device("cpu" if device is None else device)
         self.dtype = dtype
         self.backend = resolve(backend, self.device, dtype)
@@ -144,6 +166,18 @@ class Plan:
         with torch.inference_mode(False), torch.no_grad():
             self._allocate()
             self._set_noise_std(noise_std)
+
+    def _check_looks(self, looks: schedules.Looks, schedule: schedules.Schedule | None) -> None:
+        if not isinstance(looks, schedules.Looks):
+            raise TypeError(f"`looks` must be an rmp_fast.schedules.Looks, got {type(looks).__name__}")
+        if schedule is not None:
+            raise ValueError("`looks` and `schedule` exclude each other: looks say all that a schedule says")
+        needed = {"noise": ("control", "antithetic", "none"), "covariance": ("fixed",), "guidance": ("gaussian",)}
+        for name, values in needed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"`looks` need `{name}` {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")
+        if self.branches > 1:
+            raise ValueError("`looks` have no levels to sample at: `branches` must be 1")
 
     # What is derived from the arguments, once.
 
@@ -163,7 +197,8 @@ class Plan:
 
     def _allocate(self) -> None:
         batch, device, dtype = self.shape[0], self.device, self.dtype
-        steps, inner = self.schedule.steps, self.inner_steps
+        steps, inner = (self.schedule.steps, self.inner_steps) if self.looks is None else (len(self.looks), 1)
+        self.levels, self.looks_per_level = steps, inner
         self.looks_per_chain = steps * inner
         copies = self._copies = 2 if self.noise == "antithetic" else 1
         self._means = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2)]
@@ -180,10 +215,14 @@ class Plan:
         # One row per look, one for the start and, with branches, one per level for the start from a sample.
         rows = self.looks_per_chain + 1 + steps * (self.branches > 1)
         self._looks = torch.zeros(rows, batch, 8, dtype=dtype, device=device)
-        s = self.schedule.levels
-        self.sampled = [self.branches > 1 and level > self.switch_level for level in s[:-1].flip(0).tolist()]
-        first = s[1:] if self.anchor == "next" else s[:-1]
-        levels = torch.stack([first] + [s[:-1]] * (inner - 1), dim=1).flip(0).flatten()
+        if self.looks is None:
+            s = self.schedule.levels
+            first = s[1:] if self.anchor == "next" else s[:-1]
+            levels = torch.stack([first] + [s[:-1]] * (inner - 1), dim=1).flip(0).flatten()
+            self.sampled = [self.branches > 1 and level > self.switch_level for level in s[:-1].flip(0).tolist()]
+        else:
+            levels = self.looks.level
+            self.sampled = [False] * steps
         self.look_levels = levels  # (L,) level at which the network is called, in order of execution
         told = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
         self.network_levels = told.unbind(0)  # one (copies * B,) per look
@@ -224,23 +263,52 @@ class Plan:
         elif isinstance(self.form, Blocks):
             options.update(correction="block_average", y=self.data, factor=self.form.factor)
         a, b = self._means
+        # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
+        remembers = self.looks is not None
         bound: Callable[..., loop.Step] = loop.CompiledStep if self.backend == "cpu" else TorchStep
         self.steps = [
-            [bound(previous=m, mean=m, next_mean=mu, **options), bound(previous=m, mean=mu, next_mean=mu, **options)]
+            [
+                bound(previous=mu if remembers else m, mean=m, next_mean=mu, **options),
+                bound(previous=m, mean=mu, next_mean=mu, **options),
+            ]
             for m, mu in ((a, b), (b, a))
         ]
-        self.result = self._means[self.schedule.steps % 2]
+        self.result = self._means[self.levels % 2]
 
     def _set_noise_std(self, noise_std: float | Tensor) -> None:
         """Fill the table of coefficients for a noise level in the caller's range."""
-        batch = self.shape[0]
+        batch, looks = self.shape[0], self.looks_per_chain
         self.noise_std = check_noise_std(noise_std, batch, self.device) / self._half
-        s = self.schedule.levels
-        inner = self.inner_steps
+        variance = self.looks.variance if self.looks else denoised_variance(self.look_levels, self.prior.data_variance)
+        ratio = self.noise_std.double().square()[None, :] / variance[:, None].to(self.device)
+        self._ratios.copy_(ratio.repeat(1, self._copies))
+        if self.gradient is not None:
+            if self.guidance == "jensen" and self.guidance_scale is not None and not bool((self.noise_std > 0).all()):
+                raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
+            ratio = gradient_weight(
+                self.guidance, self.guidance_scale, self.look_levels, variance, self.noise_std,
+                math.prod(self.measurement_shape[1:]),
+            )  # fmt: skip
+        columns = self._columns_of_looks(self.looks) if self.looks else self._columns_of_levels()
+        self._looks.copy_(columns[:, None, :])
+        self._looks[:looks, :, 3] = ratio.to(self._looks)
+
+    def _columns_of_looks(self, looks: schedules.Looks) -> Tensor:
+        """Rows of the table for tuned looks; the last one perturbs the start."""
+        noise = torch.zeros_like(looks.noise) if self.noise == "none" else looks.noise
+        table = torch.zeros(len(looks) + 1, 8, dtype=torch.float64)
+        table[:-1, 0] = -looks.momentum
+        table[:-1, 1] = looks.weight
+        table[:-2, 2], table[-1, 2] = noise[1:], noise[0]
+        return table
+
+    def _columns_of_levels(self) -> Tensor:
+        """Rows of the table (kernels/params.h) but for the noise ratio: looks, the start, the starts from samples."""
+        s, inner, looks = self.schedule.levels, self.inner_steps, self.looks_per_chain
         below, above = s[:-1].flip(0), s[1:].flip(0)  # s_k and s_{k+1}, in order of execution
         share = (1 - (below / above).square()).repeat_interleave(inner)  # 1 - w = v / s_k^2
-        step_std = (above.square() - below.square()).sqrt() * below / above  # sqrt(v) of every level
-        std = step_std.repeat_interleave(inner)
+        level_std = (above.square() - below.square()).sqrt() * below / above  # sqrt(v) of every level
+        std = level_std.repeat_interleave(inner)
         if self.noise == "none":
             std = torch.zeros_like(std)
         s1 = torch.tensor(reference.step_sizes(self.step_size, self.relaxation, inner), dtype=torch.float64)
@@ -250,27 +318,17 @@ class Plan:
             s1 * (1 - share), s1 * share, torch.cat([std[1:], zero]), torch.zeros_like(s1),
             share, torch.cat([share[1:], zero]), std, torch.full_like(s1, self.precision_rate),
         ]  # fmt: skip
-        table = torch.stack(columns, -1)[:, None, :].repeat(1, batch, 1)
-        ratio = noise_ratio(self.look_levels, self.prior.data_variance, self.noise_std)
-        table[:, :, 3] = ratio.cpu()
-        looks, last = self.looks_per_chain, torch.arange(1, self.schedule.steps + 1) * inner - 1
-        self._ratios.copy_(table[:, :, 3].repeat(1, self._copies))
-        if self.gradient is not None:
-            if self.guidance == "jensen" and self.guidance_scale is not None and not bool((self.noise_std > 0).all()):
-                raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
-            weight = gradient_weight(
-                self.guidance, self.guidance_scale, self.look_levels, self.prior.data_variance, self.noise_std,
-                math.prod(self.measurement_shape[1:]),
-            )  # fmt: skip
-            table[:, :, 3] = weight.cpu()
-        self._looks[looks, :, 2] = std[0]  # this row only perturbs the start
+        table = torch.zeros(self._looks.shape[0], 8, dtype=torch.float64)
+        table[:looks] = torch.stack(columns, -1)
+        table[looks, 2] = std[0]
         if self.branches > 1:
             # Behind a sampled level the last look draws the sample, and another row perturbs what follows.
-            self._looks[looks + 1 :, :, [2, 5]] = table[last][:, :, [2, 5]].to(self._looks)
+            last = torch.arange(1, self.schedule.steps + 1) * inner - 1
+            table[looks + 1 :, [2, 5]] = table[last][:, [2, 5]]
             sampled = torch.tensor(self.sampled, dtype=torch.bool)
-            table[last[sampled], :, 2] = step_std[sampled, None]
-            table[last[sampled], :, 5] = share[last[sampled], None]
-        self._looks[:looks].copy_(table)
+            table[last[sampled], 2] = level_std[sampled]
+            table[last[sampled], 5] = share[last[sampled]]
+        return table
 
     # Execution.
 
@@ -359,7 +417,11 @@ class Plan:
         else:
             self.data.copy_(self._form_data(measured))
         self.solve_residual.zero_()
-        self._means[0].zero_()
+        if self.start == "smooth":
+            self._means[0].copy_(smooth_start(measured, self.op, self.shape))
+        else:
+            self._means[0].zero_()
+        self._means[1].copy_(self._means[0])
         if self.curvature is not None:
             self.curvature.zero_()
         with torch.inference_mode(self.gradient is None):
@@ -434,9 +496,22 @@ class Plan:
         options: dict[str, Any] = {name: getattr(self, name) for name in (*names, "covariance", "precision_rate")}
         options["switch_level"] = self.switch_level if self.branches > 1 else math.inf
         started = time.perf_counter()
-        mean = reference.reverse_mean_propagation(
-            measured, self.op, self.prior, self.noise_std, self.schedule.levels, self._seeds, self.shape, **options
-        )
+        measured, noise_std = measured.double(), self.noise_std
+        start = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
+        if self.start == "smooth":
+            start = smooth_start(measured, self.op, self.shape)
+        if self.looks is not None:
+            columns = [getattr(self.looks, field.name) for field in dataclasses.fields(self.looks)]
+            columns[1] = columns[1] * (self.noise != "none")
+            rows = [tuple(row) for row in torch.stack(columns, 1).tolist()]
+            mean = reference.chain_of_looks(
+                measured, self.op, self.prior, noise_std, rows, self._seeds, start, self.noise == "antithetic"
+            )
+        else:
+            mean = reference.reverse_mean_propagation(
+                measured, self.op, self.prior, noise_std, self.schedule.levels, self._seeds, self.shape, start=start,
+                **options,
+            )  # fmt: skip
         stats["seconds"] += time.perf_counter() - started
         self._ok.logical_and_(torch.isfinite(mean).flatten(1).all(1))
         return mean

@@ -7,12 +7,21 @@ arXiv 2410.05646). Never imports the compiled extension and is never optimised.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["branch_seeds", "conditional_mean", "normals", "philox", "reverse_mean_propagation", "step_sizes"]
+__all__ = [
+    "branch_seeds",
+    "chain_of_looks",
+    "conditional_mean",
+    "normals",
+    "philox",
+    "reverse_mean_propagation",
+    "step_sizes",
+]
 
 _LOW = 0xFFFFFFFF
 
@@ -104,20 +113,22 @@ def conditional_mean(
     noise_std: Tensor,
     guidance: str = "gaussian",
     scale: float | None = None,
+    r2: float | None = None,
 ) -> Tensor:
-    r"""d_y(x) = D(x, s) + s^2 l(x), with r_2 = s^2 p / (s^2 + p), r = y - A(D), J = dD/dx and M numbers in y:
+    r"""d_y(x) = D(x, s) + s^2 l(x), with r_2 = s^2 p / (s^2 + p) by default, r = y - A(D), J = dD/dx, M numbers in y:
 
     .. math::
         \text{gaussian}: \quad & s^2 l = r_2 A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r \\
         \text{pigdm}: \quad & l = \text{scale}\, J^T A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r, \quad \text{scale} = 1 \\
         \text{jensen}: \quad & l = \text{scale}\, J^T A^T r / \sigma_y^2, \quad
             \text{scale} = \sigma_y^2 / (r_2 + \sigma_y^2) \\
-        \text{dps}: \quad & l = -\text{scale}\, \nabla_x \lVert r \rVert, \quad \text{scale} = \sqrt{M / (r_2 + \sigma_y^2)}
+        \text{dps}: \quad & l = -\text{scale}\, \nabla_x \lVert r \rVert, \quad
+            \text{scale} = \sqrt{M / (r_2 + \sigma_y^2)}
 
     with those scales where none is given.
     """
-    p = prior.data_variance
-    r2 = s * s * p / (s * s + p)
+    if r2 is None:
+        r2 = s * s * prior.data_variance / (s * s + prior.data_variance)
     shape = tuple(x.shape)
     levels = torch.full((x.shape[0],), s, dtype=x.dtype, device=x.device)
     if guidance == "gaussian":
@@ -160,6 +171,7 @@ def reverse_mean_propagation(
     covariance: Literal["fixed", "learned", "diagonal"] = "fixed",
     precision_rate: float = 0.3,
     switch_level: float = math.inf,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The estimate of E[x0 | y]: the mean at level 0 of the chain.
 
@@ -170,6 +182,7 @@ def reverse_mean_propagation(
         seeds: (B,) int64.
         image_shape: (B, ...) of the result.
         switch_level: above this level the chain goes on from a sample of N(mean, v) instead of the mean.
+        start: (B, ...) the first mean, default 0.
 
     Returns:
         float64 tensor of shape ``image_shape``.
@@ -190,13 +203,12 @@ def reverse_mean_propagation(
         denoised: Tensor = conditioned.denoise(x, torch.full((batch,), level, dtype=torch.float64))
         return denoised
 
-    m = torch.zeros(image_shape, dtype=torch.float64, device=y.device)
+    m = torch.zeros(image_shape, dtype=torch.float64, device=y.device) if start is None else start.double()
     # Of dd_y/dx the mean of the diagonal, or the diagonal, for learned precision.
     j = torch.zeros(image_shape if covariance == "diagonal" else column, dtype=torch.float64, device=y.device)
     draw, evaluation = 0, 0
     for k in reversed(range(len(s) - 1)):
         b2 = s[k + 1] ** 2 - s[k] ** 2
-        v_fixed = b2 * s[k] ** 2 / s[k + 1] ** 2
         mu = m
         for i, s1 in enumerate(step_sizes(step_size, relaxation, inner_steps)):
             level = s[k + 1] if anchor == "next" and i == 0 else s[k]
@@ -229,11 +241,39 @@ def reverse_mean_propagation(
 
 
 def variance_of_step(j: Tensor, b2: float, s: float, covariance: str) -> Tensor:
-    """v of a step at level s: b^2 s^2 / (b^2 + s^2), or the learned 1/v = 1/b^2 + (1 - j)/s^2 within a factor 4 of it."""
+    """v at level s: b^2 s^2 / (b^2 + s^2), or the learned 1 / (1/b^2 + (1 - j)/s^2) within a factor 4 of that."""
     fixed = b2 * s * s / (b2 + s * s)
     if covariance == "fixed":
         return torch.full_like(j, fixed)
     return 1 / (1 / b2 + (1 - j) / s**2).clamp(1 / (4 * fixed), 4 / fixed)
+
+
+def chain_of_looks(
+    y: Tensor,
+    op: _Operator,
+    prior: _Prior,
+    noise_std: Tensor,
+    looks: Sequence[tuple[float, float, float, float, float]],
+    seeds: Tensor,
+    start: Tensor,
+    antithetic: bool = False,
+) -> Tensor:
+    """The chain of :class:`rmp_fast.schedules.Looks`, by its equation.
+
+    Args:
+        y, noise_std, seeds: as :func:`reverse_mean_propagation`.
+        looks: rows of level, noise, weight, momentum and variance.
+        start: (B, ...) the first mean.
+        antithetic: d_y is averaged over the noise and its mirror image.
+    """
+    y, noise_std, mu = y.double(), noise_std.double(), start.double()
+    before = mu
+    for t, (level, noise, weight, momentum, variance) in enumerate(looks):
+        e = noise * normals(seeds, t, 0, mu[0].numel()).reshape(mu.shape)
+        signs = (1, -1) if antithetic else (1,)
+        views = [conditional_mean(mu + sign * e, level, y, op, prior, noise_std, r2=variance) for sign in signs]
+        mu, before = mu + weight * (sum(views) / len(views) - mu) + momentum * (mu - before), mu
+    return mu
 
 
 def branch_seeds(seeds: Tensor, branch: int) -> Tensor:

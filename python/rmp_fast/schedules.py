@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._checks import check_positive
 
-__all__ = ["Schedule", "karras", "log", "ve", "vp"]
+__all__ = ["Looks", "Schedule", "karras", "log", "ve", "vp"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +39,49 @@ class Schedule:
     def steps(self) -> int:
         """T, the number of reverse steps."""
         return self.levels.numel() - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Looks:
+    r"""A chain given look by look, as a tuner finds it; it generalises grids, step sizes and relaxation.
+
+    .. math:: \mu_{t+1} = \mu_t + a_t (d_y(\mu_t + n_t e) - \mu_t) + m_t (\mu_t - \mu_{t-1})
+
+    where d_y is the denoised image, the network told level s_t, corrected towards y with variance r2_t.
+
+    Attributes:
+        level: (L,) s_t > 0, the noise level that the network is told.
+        noise: (L,) n_t >= 0, the standard deviation of the noise that it sees.
+        weight: (L,) a_t, how far the mean goes towards d_y.
+        momentum: (L,) m_t, the share of the last movement that goes on (Polyak's heavy ball).
+        variance: (L,) r2_t > 0, variance per element of x0 given the denoised image.
+
+    Raises:
+        ValueError: if the columns differ in length, are empty or not finite, or a sign is wrong.
+    """
+
+    level: Tensor
+    noise: Tensor
+    weight: Tensor
+    momentum: Tensor
+    variance: Tensor
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            column = torch.as_tensor(getattr(self, field.name), dtype=torch.float64).flatten().cpu()
+            if column.numel() == 0 or not bool(torch.isfinite(column).all()):
+                raise ValueError(f"`{field.name}` must hold finite numbers, got {column.tolist()}")
+            if field.name in ("level", "variance") and not bool((column > 0).all()):
+                raise ValueError(f"`{field.name}` must be positive, got {column.tolist()}")
+            object.__setattr__(self, field.name, column)
+        if not bool((self.noise >= 0).all()):
+            raise ValueError(f"`noise` must not be negative, got {self.noise.tolist()}")
+        lengths = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns must have one length, got {lengths}")
+
+    def __len__(self) -> int:
+        return self.level.numel()
 
 
 def _check_range(steps: int, low: float, high: float) -> None:

@@ -26,7 +26,8 @@ class TorchStep:
         looks: (L, B, 8) coefficients. seeds: (B,) int64. ok: (B,) uint8.
         curvature: (B,) j of the learned isotropic precision, (B, ...) of the diagonal one, or None for the fixed one.
         drawn: the gradient is taken at ``input`` instead of ``mean``.
-        correction: ``"none"``, ``"mask"``, ``"block_average"`` or ``"gradient"``; with ``y``, ``mask`` (uint8), ``factor``.
+        correction: ``"none"``, ``"mask"``, ``"block_average"`` or ``"gradient"``, with ``y``, ``mask`` (uint8) and
+            ``factor``.
     """
 
     def __init__(
@@ -105,5 +106,5 @@ class TorchStep:
             self.curvature.copy_(torch.where(torch.isfinite(learned), learned, before).reshape(self.curvature.shape))
         finite = torch.isfinite(new)
         self.ok.logical_and_(finite.flatten(1).all(1))
-        self.next_mean.copy_(torch.where(finite, new, self.mean))
+        self.next_mean.copy_(torch.where(finite, new, self.mean))  # which may be `previous`
         self._write_input(self.next_mean, self._next_std(row), evaluation)

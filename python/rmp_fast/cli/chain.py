@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import backends, images, metrics, priors, schedules
+from .. import backends, images, metrics, presets, priors, schedules
 from ..operators import Operator
 from ..plan import Plan
 from . import degrade, record
@@ -70,25 +70,37 @@ class Chain:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._options, self._task = options, task
-        self._chain = {
-            name: default if getattr(options, name) is None else getattr(options, name)
-            for name, default in DEFAULTS.items()
-        }
-        per_level = self._chain["inner_steps"] * (2 if self._chain["noise"] == "antithetic" else 1)
-        if options.evaluations % per_level:
-            raise UsageError(
-                f"`--evaluations` must be a multiple of {per_level}, what every noise level takes, "
-                f"got {options.evaluations}"
-            )
-        try:
-            self._schedule = schedules.log(options.evaluations // per_level, self._chain["low"], self._chain["high"])
-        except ValueError as error:
-            raise UsageError(str(error)) from error
         self._prior = priors.load(options.prior)
+        given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
+        tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
+        if not given and tuned and "looks" in tuned:
+            self._plan_options = tuned
+            columns = dataclasses.asdict(tuned["looks"])
+            self._chain = {
+                "start": tuned["start"],
+                "looks": {name: column.tolist() for name, column in columns.items()},
+            }
+        else:
+            self._chain = DEFAULTS | given
+            self._plan_options = self._levels()
         self._plan_key: object = None
         self._plan: Plan | None = None
         self.settings: dict[str, Any] = {}
         self.settings_hash = ""
+
+    def _levels(self) -> dict[str, Any]:
+        """The plan's options where the chain is given by its levels."""
+        chain, evaluations = self._chain, self._options.evaluations
+        per_level = chain["inner_steps"] * (2 if chain["noise"] == "antithetic" else 1)
+        if evaluations % per_level:
+            raise UsageError(
+                f"`--evaluations` must be a multiple of {per_level}, what every noise level takes, got {evaluations}"
+            )
+        try:
+            schedule = schedules.log(evaluations // per_level, chain["low"], chain["high"])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return {"schedule": schedule} | {name: chain[name] for name in DEFAULTS if name not in ("low", "high")}
 
     @property
     def title(self) -> str:
@@ -175,7 +187,7 @@ class Chain:
             "noise_std": options.noise_std,
             "out": options.out,
             "evaluations": options.evaluations,
-            **self._chain,
+            **{name: self._chain.get(name) for name in DEFAULTS},
             "seed": options.seed,
             "backend": self.settings["backend"],
             "batch_size": batch_size,
@@ -199,8 +211,6 @@ class Chain:
             "weights_sha256": record.weights_digest(options.prior),
             "evaluations": options.evaluations,
             **self._chain,
-            "steps": self._schedule.steps,
-            "schedule": self._schedule.name,
             "backend": backend,
             "format": options.format,
             "rmp_fast": record.version(),
@@ -218,11 +228,7 @@ class Chain:
                 self._prior,
                 self._image_shape(op, (len(names), *shape)),
                 self._options.noise_std,
-                schedule=self._schedule,
-                guidance=self._chain["guidance"],
-                noise=self._chain["noise"],
-                inner_steps=self._chain["inner_steps"],
-                relaxation=self._chain["relaxation"],
+                **self._plan_options,
                 backend=self._options.backend,
                 data_range=(0.0, 1.0),
             )

@@ -1,0 +1,51 @@
+"""Presets: what they promise to whoever does not want to tune."""
+
+import pytest
+import torch
+
+import rmp_fast as rmp
+from rmp_fast.priors import BUNDLED
+
+
+@pytest.mark.parametrize("prior", [*BUNDLED, "another"])
+@pytest.mark.parametrize("task", rmp.presets.TASKS)
+@pytest.mark.parametrize("evaluations", [1, 2, 20, 33, 40, 100])
+def test_settings_make_plans_within_the_budget(task: str, prior: str, evaluations: int) -> None:
+    settings = rmp.presets.for_task(task, prior, evaluations)
+    gaussian = rmp.priors.from_denoiser(lambda x, s: x / (1 + s.reshape(-1, 1, 1, 1) ** 2), data_variance=1.0)
+    plan = rmp.Plan(rmp.operators.Denoising(), gaussian, (1, 1, 6, 5), 0.05, **settings)
+    assert 1 <= plan.evaluations <= evaluations
+    assert plan.execute(torch.zeros(1, 1, 6, 5)).ok.all()
+
+
+def test_tables_say_where_they_come_from() -> None:
+    for prior in BUNDLED:
+        for task, budgets in rmp.presets.tables(prior).items():
+            assert task in rmp.presets.TASKS
+            for evaluations, entry in budgets.items():
+                assert len(rmp.schedules.Looks(**entry["looks"])) == int(evaluations)
+                assert entry["tuned_on"]
+                assert entry["command"].startswith("rmp-fast tune")
+
+
+@pytest.mark.parametrize(("preset", "evaluations"), [("paper_ve", 600), ("paper_vp", 400)])
+def test_the_papers_settings(preset: str, evaluations: int) -> None:
+    settings = getattr(rmp.presets, preset)()
+    prior = rmp.priors.Gaussian(torch.zeros(4), torch.ones(4))
+    plan = rmp.Plan(rmp.operators.Denoising(), prior, (1, 4), 0.1, **settings)
+    assert plan.evaluations == evaluations
+    assert plan.noise == "drawn"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("sr5", "photo"), ValueError, "`task` must be one of .* did you mean 'sr4'"),
+        (("sr4", 3), TypeError, "`prior` must be an rmp_fast prior or a name, got int"),
+        (("sr4", "photo", 0), ValueError, "`evaluations` must be at least 1, got 0"),
+        (("sr4", "photo", 1.5), TypeError, "`evaluations` must be an integer, got float"),
+    ],
+)
+def test_refusals(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        rmp.presets.for_task(*arguments)  # type: ignore[arg-type]
