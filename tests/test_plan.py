@@ -437,6 +437,8 @@ def plan_with(**changes: object) -> rmp.Plan:
         ({"looks": LOOKS, "noise": "drawn"}, ValueError, "`looks` need `noise` 'control' or 'antithetic' or 'none'"),
         ({"looks": LOOKS, "covariance": "learned"}, ValueError, "`looks` need `covariance` 'fixed', got 'learned'"),
         ({"looks": LOOKS, "branches": 2}, ValueError, "`looks` have no levels to sample at"),
+        ({"spread_looks": -1}, ValueError, "`spread_looks` must be at least 0, got -1"),
+        ({"spread_looks": 2, "branches": 2}, ValueError, "`spread_looks` need `guidance` 'gaussian' or 'exact'"),
         ({"branches": 0}, ValueError, "`branches` must be at least 1, got 0"),
         ({"branches": 1.5}, TypeError, "`branches` must be an integer, got float"),
         ({"switch_level": -1.0}, ValueError, "`switch_level` must be a finite number > 0, got -1.0"),

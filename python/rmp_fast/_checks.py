@@ -75,12 +75,12 @@ def check_positive(name: str, value: float, *, allow_zero: bool = False) -> floa
     return number
 
 
-def check_count(name: str, value: object) -> int:
-    """Return ``value`` if it is a whole number of at least 1, else raise."""
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return ``value`` if it is a whole number of at least ``least``, else raise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}")
     return value
 
 

@@ -26,8 +26,9 @@ from ._checks import (
 from .backends import resolve
 from .guidance import GRADIENTS, check_guidance, denoised_variance, direction, gradient_weight
 from .operators import Operator
-from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
+from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral, condition
 from .priors import GaussianMixture, Prior
+from .spread import posterior_variance
 from .start import smooth_start
 from .torch_step import TorchStep
 
@@ -45,8 +46,9 @@ class Estimate:
 
     Attributes:
         mean: (B, ...) estimate of E[x0 | y], in the caller's range.
-        variance: (B, ...) of x0 given y per element, in the square of the caller's unit, where the plan has
-            ``branches``: the unbiased variance between them; else None.
+        variance: (B, ...) of x0 given y per element, in the square of the caller's unit: with ``spread_looks`` as
+            :func:`rmp_fast.spread.posterior_variance` has it, with ``branches`` the unbiased variance between them,
+            else None.
         ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
             backend returns what it got).
         stats: network evaluations per item, of all branches together (``evaluations`` forward,
@@ -99,6 +101,9 @@ class Plan:
         branches: K chains whose means are averaged, one after the other, each a sample while s_k > ``switch_level``
             and a mean below; their variance becomes :attr:`Estimate.variance`. 1: one chain of means.
         switch_level: s below which branches follow the mean.
+        spread_looks: pairs of looks spent on :attr:`Estimate.variance` after the chain, two evaluations each; 8 are
+            enough for images. 0: none. For the guidances ``gaussian`` and ``exact``.
+        spread_level: s of these looks, about as wide as the images' own spread.
         backend: ``"auto"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
         device, dtype: of the state; float32 for ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion.
@@ -114,7 +119,7 @@ class Plan:
         noise: str = "control",
         inner_steps: int = 2, step_size: Literal["averaging"] | float = "averaging", relaxation: float = 1.4,
         anchor: str = "current", covariance: str = "fixed", precision_rate: float = 0.3, branches: int = 1,
-        switch_level: float = 1.0, backend: str = "auto",
+        switch_level: float = 1.0, spread_looks: int = 0, spread_level: float = 0.8, backend: str = "auto",
         device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:  # fmt: skip
@@ -146,6 +151,10 @@ class Plan:
         self.inner_steps = check_count("inner_steps", inner_steps)
         self.branches = check_count("branches", branches)
         self.switch_level = check_positive("switch_level", switch_level)
+        self.spread_looks = check_count("spread_looks", spread_looks, least=0)
+        self.spread_level = check_positive("spread_level", spread_level)
+        if spread_looks and (guidance in GRADIENTS or branches > 1):
+            raise ValueError("`spread_looks` need `guidance` 'gaussian' or 'exact' and one branch, else use 0")
         if isinstance(step_size, str):
             check_choice("step_size", step_size, ("averaging",))
         else:
@@ -184,7 +193,8 @@ class Plan:
     @property
     def evaluations(self) -> int:
         """Network evaluations per item, of all branches together."""
-        return self.branches * self.looks_per_chain * (2 if self.noise == "antithetic" else 1)
+        chain = self.looks_per_chain * (2 if self.noise == "antithetic" else 1)
+        return self.branches * chain + 2 * self.spread_looks
 
     @property
     def buffer_bytes(self) -> int:
@@ -396,7 +406,8 @@ class Plan:
         """Mean of the branches and their unbiased variance (Welford's update)."""
         if self.branches == 1:
             self._seeds.copy_(seeds)
-            return self._run(measured, stats), None
+            result = self._run(measured, stats)
+            return result, self._spread(result, measured, stats) if self.spread_looks else None
         mean, squares = (t.zero_() for t in self._moments)
         for branch in range(self.branches):
             self._seeds.copy_(reference.branch_seeds(seeds, branch))
@@ -405,6 +416,26 @@ class Plan:
             mean.add_(difference, alpha=1 / (branch + 1))
             squares.add_(difference * (result - mean))
         return mean, squares / (self.branches - 1)
+
+    def _spread(self, mean: Tensor, measured: Tensor, stats: Stats) -> Tensor:
+        started = time.perf_counter()
+        levels = torch.full((self.shape[0],), self.spread_level, dtype=mean.dtype, device=self.device)
+        prior: Prior = self.prior
+        form: Form | None = None
+        if self.guidance == "exact":
+            assert isinstance(self.prior, GaussianMixture)  # check_guidance saw to it
+            prior = self.prior.condition(measured, self.op, self.noise_std)
+        else:
+            form = self.op.form(self.shape, self.device, mean.dtype)
+
+        def conditioned(d: Tensor, r2: Tensor) -> Tensor:
+            return d if form is None else condition(form, self.op, d, measured.to(d.dtype), r2, self.noise_std)
+
+        variance = posterior_variance(
+            lambda x: prior.denoise(x, levels), conditioned, mean, self._seeds, self.spread_level, self.spread_looks
+        )
+        stats["spread_seconds"] = time.perf_counter() - started
+        return variance
 
     def _run(self, measured: Tensor, stats: Stats) -> Tensor:
         if self.backend == "reference":
