@@ -15,7 +15,7 @@ _AXES = (-2, -1)
 def rfft2(x: Tensor, norm: str = "backward") -> Tensor:
     """Half spectrum (..., H, W // 2 + 1) of real images."""
     if x.numel() == 0:
-        return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 + 1, dtype=x.dtype.to_complex())
+        return x[..., : x.shape[-1] // 2 + 1].to(x.dtype.to_complex())
     spectrum: Tensor = torch.fft.rfft2(x, norm=norm)
     return spectrum
 
@@ -23,7 +23,7 @@ def rfft2(x: Tensor, norm: str = "backward") -> Tensor:
 def irfft2(spectrum: Tensor, size: Sequence[int], norm: str = "backward") -> Tensor:
     """Real images of ``size`` = (H, W) from their half spectrum."""
     if spectrum.numel() == 0:
-        return spectrum.new_empty(*spectrum.shape[:-2], *size, dtype=spectrum.dtype.to_real())
+        return spectrum.real[..., :1].expand(*spectrum.shape[:-2], *size).clone()
     image: Tensor = torch.fft.irfft2(spectrum, s=tuple(size), norm=norm)
     return image
 

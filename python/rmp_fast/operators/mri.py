@@ -110,11 +110,11 @@ class MRI(LinearOperator):
             return super().form(image_shape, device, dtype)
         shape = tuple(image_shape)
         size, real = shape[2:], shape[1] == 1
-        energy = self.mask.reshape(-1, *size).to(dtype)
+        sampled = self.mask.reshape(-1, *size).to(dtype)
         if real:
             # A sample of a real image also tells the opposite frequency.
-            energy = (energy + mirrored(energy)) / 2
-        energy = torch.fft.ifftshift(energy, (1, 2))
+            sampled = (sampled + mirrored(sampled)) / 2
+        energy: Tensor = torch.fft.ifftshift(sampled, (1, 2))
         energy = energy[..., : size[1] // 2 + 1 if real else size[1]].to(device).contiguous()
         seen = energy > 0
 

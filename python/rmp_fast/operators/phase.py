@@ -106,11 +106,11 @@ def align(estimate: Tensor, truth: Tensor, sign: bool = False) -> Alignment:
     check_image_shape("truth", truth.shape)
     check_shape("estimate", estimate, truth.shape, ("B", "C", "H", "W"))
     light, target = (estimate.double() + 1) / 2, (truth.double() + 1) / 2
-    batch, _, height, width = light.shape
+    height, width = light.shape[-2:]
     candidates = torch.stack([s * v for s in ((1, -1) if sign else (1,)) for v in (light, light.flip((2, 3)))])
     errors = _shift_errors(candidates, target)  # (K, B, 2 H, 2 W)
     # Ties, and what rounding makes of them, go to the first candidate and the zero shift, which stands first.
-    flat = errors.movedim(0, 1).reshape(batch, -1)
+    flat = errors.movedim(0, 1).flatten(1)
     scale = target.square().sum((1, 2, 3)) + light.square().sum((1, 2, 3))
     best = (flat <= flat.amin(1, keepdim=True) + 1e-12 * scale[:, None]).int().argmax(1)
     kind, position = best // (4 * height * width), best % (4 * height * width)
