@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rmp_fast as rmp
-from rmp_fast.operators import MRI, cartesian_mask, coil_maps, for_task, random_mask
+from rmp_fast.operators import MRI, Iterative, Spectral, cartesian_mask, coil_maps, for_task, random_mask
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -143,6 +143,31 @@ def test_more_coils_find_what_fewer_leave_aliased() -> None:
     assert errors[1] < 0.2
 
 
+@pytest.mark.parametrize(
+    ("mask", "iterations", "closed"),
+    [
+        (cartesian_mask((6, 8), 2), None, True),
+        (cartesian_mask((8, 6), 2).mT, None, True),
+        (torch.ones(6, 8), None, True),
+        (random_mask((6, 8), 0.5), None, False),
+        (cartesian_mask((6, 8), 2), 12, False),
+    ],
+)
+def test_coils_have_a_closed_form_where_whole_lines_are_sampled(
+    mask: Tensor, iterations: int | None, closed: bool
+) -> None:
+    form = MRI(mask, coil_maps(2, (6, 8)), iterations).form((1, 2, 6, 8), torch.device("cpu"), torch.float32)
+    assert isinstance(form, Spectral) == closed
+    if isinstance(form, Iterative):
+        assert form.iterations == (iterations or 30)
+
+
+def test_coils_of_a_large_image_are_not_decomposed() -> None:
+    # 513 lines of 513 pixels would be matrices of 2^27 numbers.
+    op = MRI(cartesian_mask((513, 513)), coil_maps(1, (513, 513)))
+    assert isinstance(op.form((1, 2, 513, 513), torch.device("cpu"), torch.float32), Iterative)
+
+
 def test_the_task_has_a_quarter_of_the_columns() -> None:
     op = for_task("mri", (2, 1, 16, 64), seed=3)
     assert isinstance(op, MRI)
@@ -160,9 +185,10 @@ def denoiser(x: Tensor, s: Tensor) -> Tensor:
 @pytest.mark.parametrize("noise_mode", ["control", "antithetic"])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("coils", [0, 3])
-def test_chain_follows_the_reference(backend: str, noise_mode: str, channels: int, coils: int) -> None:
+@pytest.mark.parametrize("mask", [random_mask((9, 10), 0.5), cartesian_mask((9, 10), 2)], ids=["points", "lines"])
+def test_chain_follows_the_reference(backend: str, noise_mode: str, channels: int, coils: int, mask: Tensor) -> None:
     shape = (2, channels, 9, 10)
-    op = MRI(random_mask((9, 10), 0.5), coil_maps(coils, (9, 10)) if coils else None, iterations=60)
+    op = MRI(mask, coil_maps(coils, (9, 10)) if coils else None)
     y = op.A(noise(*shape)) + 0.1 * noise(*op.measurement_shape(shape), seed=1)
     prior = rmp.priors.from_denoiser(denoiser, data_variance=0.5)
 

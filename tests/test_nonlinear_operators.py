@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rmp_fast as rmp
 from rmp_fast.operators import (
     REGISTRY,
     LinearOperator,
@@ -169,3 +170,10 @@ def test_what_needs_linearity_is_refused(case: Case) -> None:
     ):
         with pytest.raises(ValueError, match=f"'{op.name}' is not linear .* use the guidance 'dps' or 'jensen'"):
             call()
+
+
+def test_plans_refuse_guidances_that_need_linearity() -> None:
+    prior = rmp.priors.from_denoiser(lambda x, s: x, data_variance=0.5)
+    for guidance in ("gaussian", "exact"):
+        with pytest.raises(ValueError, match=f"'{guidance}' cannot serve the operator 'phase_retrieval'"):
+            rmp.Plan(PhaseRetrieval(), prior, (1, 1, 4, 4), 0.1, guidance=guidance)

@@ -28,6 +28,7 @@ from rmp_fast.operators import (
     SuperResolution,
     as_kernel,
     box_mask,
+    cartesian_mask,
     coil_maps,
     condition,
     from_callable,
@@ -131,6 +132,9 @@ CASES = [
     Case(lambda: MRI(random_mask((1, 9), 0.4)), (2, 2, 1, 9)),
     Case(lambda: MRI(random_mask((5, 6), 0.5), coil_maps(3, (5, 6)), iterations=80), (3, 2, 5, 6)),
     Case(lambda: MRI(random_mask((2, 5, 4), 0.5), stacked_maps(2, 3, (5, 4)), iterations=80), (2, 1, 5, 4)),
+    Case(lambda: MRI(cartesian_mask((5, 6), 2), coil_maps(3, (5, 6))), (3, 2, 5, 6)),
+    Case(lambda: MRI(cartesian_mask((4, 7), 2).mT, coil_maps(2, (7, 4))), (2, 1, 7, 4)),
+    Case(lambda: MRI(cartesian_mask((2, 5, 6), 3), stacked_maps(2, 2, (5, 6))), (2, 2, 5, 6)),
     Case(lambda: linear_function(adjoint=True), (3, 2, 5, 6)),
     Case(lambda: linear_function(adjoint=False), (3, 2, 5, 6)),
 ]

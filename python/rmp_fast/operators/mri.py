@@ -14,6 +14,7 @@ from .base import LinearOperator, Memo, Shape, check_image_shape, owned
 from .forms import Form, Spectral
 from .fourier import centred_fft2, centred_ifft2, fft2, ifft2, irfft2, mirrored, rfft2
 from .items import pseudo_reciprocal
+from .lines import LineFactors, factorise_lines, sampled_lines
 from .masks import as_mask
 
 __all__ = ["MRI", "cartesian_mask", "coil_maps"]
@@ -33,11 +34,13 @@ class MRI(LinearOperator):
         mask: (H, W) shared by all items, or (B or 1, H, W) per item; bool, or numbers that are 0 or 1, True or 1 where
             sampled, zero frequency at (H // 2, W // 2); see :func:`cartesian_mask`.
         maps: complex sensitivities s_i, (N, H, W) shared or (B or 1, N, H, W) per item; None: one coil, s = 1.
-        iterations: conjugate gradient steps of the Gram solve with coils.
+        iterations: conjugate gradient steps of the Gram solve with coils. None: 30 where it has no closed form.
 
     With one coil the Gram solve is closed: diagonal for complex images, and for real ones a matrix per pair of opposite
-    frequencies. With coils conjugate gradients run; their condition number is at most 1 + r2 max(sum_i |s_i|^2) /
-    noise_std^2, and :meth:`iterative_solve` reports the residual.
+    frequencies. With coils it is closed where the mask consists of whole columns or whole rows, because the lines of
+    the image across them decouple: one matrix per line is decomposed when a plan is made, unless all of them hold more
+    than 2^26 numbers. Elsewhere conjugate gradients run; their condition number is at most
+    1 + r2 max(sum_i |s_i|^2) / noise_std^2, and :meth:`iterative_solve` reports the residual.
 
     Raises:
         TypeError: a mask that is no tensor or complex, maps that are not complex.
@@ -48,7 +51,7 @@ class MRI(LinearOperator):
 
     name = "mri"
 
-    def __init__(self, mask: Tensor, maps: Tensor | None = None, iterations: int = 30) -> None:
+    def __init__(self, mask: Tensor, maps: Tensor | None = None, iterations: int | None = None) -> None:
         self.mask = as_mask(mask)
         if mask.ndim not in (2, 3) or 0 in mask.shape[-2:]:
             raise ValueError(f"`mask` must have shape (H, W) or (B, H, W), got {shape_text(mask.shape)}")
@@ -58,9 +61,11 @@ class MRI(LinearOperator):
                 f"`maps` must have the size (H, W) = {shape_text(mask.shape[-2:])} of the mask, "
                 f"got {shape_text(self.maps.shape)}"
             )
-        if iterations < 1:
+        if iterations is not None and iterations < 1:
             raise ValueError(f"`iterations` must be >= 1, got {iterations}")
-        self.iterations = iterations
+        self.iterations = 30 if iterations is None else iterations
+        self._across = sampled_lines(self.mask) if self.maps is not None and iterations is None else None
+        self._factors: Memo[LineFactors] = Memo(1)
         self._masks: Memo[Tensor] = Memo()
         self._maps: Memo[Tensor] = Memo()
 
@@ -104,11 +109,24 @@ class MRI(LinearOperator):
         return image
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
-        """One coil: spectral on the Fourier transform c = F D, (B, H, W) complex, half of it for real images."""
+        """Spectral where the class says closed.
+
+        One coil: on the Fourier transform c = F D, (B, H, W) complex, half of it for real images. Several: on the
+        eigenvectors of every line.
+        """
         self.measurement_shape(image_shape)
-        if self.maps is not None:
-            return super().form(image_shape, device, dtype)
         shape = tuple(image_shape)
+        if self.maps is not None:
+            factors = self._line_factors(shape, device, dtype)
+            if factors is None:
+                return super().form(image_shape, device, dtype)
+            return Spectral(
+                analysis=lambda x: factors.analysis(self._as_lines(x)),
+                synthesis=lambda c: self._as_image(factors.synthesis(c)),
+                project=lambda y: self._line_coefficients(y, shape, factors) * (factors.energy > 0),
+                energy=factors.energy,
+                complete=True,
+            )
         size, real = shape[2:], shape[1] == 1
         sampled = self.mask.reshape(-1, *size).to(dtype)
         if real:
@@ -143,7 +161,15 @@ class MRI(LinearOperator):
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
         if self.maps is not None:
-            return super()._solve(r, r2, variance, image_shape)
+            factors = self._line_factors(image_shape, r.device, r.dtype)
+            if factors is None:
+                return super()._solve(r, r2, variance, image_shape)
+            # (r2 A A^T + v)^-1 = (1 - r2 A (r2 A^T A + v)^-1 A^T) / v, and without noise A (A^T A)^-2 A^T / r2.
+            gain, noise, energy = r2.reshape(-1, 1, 1), variance.reshape(-1, 1, 1), factors.energy
+            inverse = pseudo_reciprocal(gain * energy + noise)
+            weight = torch.where(noise > 0, -gain * pseudo_reciprocal(noise), pseudo_reciprocal(energy)) * inverse
+            c = self._line_coefficients(r, image_shape, factors)
+            return r * pseudo_reciprocal(variance) + self._apply(self._as_image(factors.synthesis(weight * c)))
         mask = self._mask_for(r).bool()
         if image_shape[1] == 2:
             return r * pseudo_reciprocal(r2 * mask + variance)
@@ -153,6 +179,38 @@ class MRI(LinearOperator):
         symmetric = _as_channels(torch.complex(r[:, 0], r[:, 1]) + mirrored(torch.complex(r[:, 0], -r[:, 1]))) / 2
         paired = symmetric * pseudo_reciprocal(r2 + variance) + (r - symmetric) * pseudo_reciprocal(variance)
         return torch.where(pair, paired, r * pseudo_reciprocal(r2 / 2 * mask + variance))
+
+    def _line_factors(self, image_shape: Shape, device: torch.device, dtype: torch.dtype) -> LineFactors | None:
+        """The decomposition for these images, or None where conjugate gradients must do."""
+        if self._across is None or self.maps is None:
+            return None
+        mask, maps = self.mask, self.maps if self.maps.ndim == 4 else self.maps[None]
+        mask = mask.mT if self._across == -2 else mask
+        maps = maps.mT if self._across == -2 else maps
+        sampled = mask.reshape(-1, *mask.shape[-2:])[:, 0]
+        items, lines, length = max(sampled.shape[0], maps.shape[0]), maps.shape[2], maps.shape[3]
+        if items * lines * length * length > 2**26:
+            return None
+
+        def build() -> LineFactors:
+            factors = factorise_lines(sampled.cpu(), maps, image_shape[1] == 1, dtype)
+            return LineFactors(factors.vectors.to(device), factors.energy.to(device).contiguous())
+
+        return self._factors.get((image_shape[1], device, dtype), build)
+
+    def _line_coefficients(self, y: Tensor, image_shape: Shape, factors: LineFactors) -> Tensor:
+        """V^H A^T y."""
+        return factors.analysis(self._as_lines(self._transpose(y, (y.shape[0], *image_shape[1:]))))
+
+    def _as_lines(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, lines, pixels), real or complex."""
+        image = x[:, 0] if x.shape[1] == 1 else _as_complex(x)
+        return image.mT if self._across == -2 else image
+
+    def _as_image(self, lines: Tensor) -> Tensor:
+        """The inverse of :meth:`_as_lines`."""
+        image = lines.mT if self._across == -2 else lines
+        return _as_channels(image) if image.is_complex() else image[:, None].contiguous()
 
     def _sampled(self, y: Tensor) -> Tensor:
         return ops.mask(y, self._mask_for(y))
