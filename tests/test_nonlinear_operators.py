@@ -12,6 +12,7 @@ from torch import Tensor
 import rmp_fast as rmp
 from rmp_fast.operators import (
     REGISTRY,
+    Linearised,
     LinearOperator,
     NonlinearBlur,
     Operator,
@@ -156,6 +157,29 @@ def test_gradient_after_a_call_in_inference_mode(case: Case) -> None:
     followed = op.A(x.requires_grad_())
     followed.sum().backward()
     assert relative(followed.detach(), plain) <= ROUNDING[torch.float32]
+
+
+@both_dtypes
+@every_case
+def test_its_linearisation_is_its_derivative(case: Case, dtype: torch.dtype) -> None:
+    op, x, v = case.make(), images(case, dtype), images(case, dtype, seed=2)
+    expected = (op.A(x.double() + 1e-6 * v) - op.A(x.double() - 1e-6 * v)) / 2e-6
+    with torch.inference_mode():
+        # Central differences are wrong by the third derivative times 1e-12 and by rounding over 1e-6.
+        assert relative(Linearised(op, x).A(v), expected) <= max(ROUNDING[dtype], 1e-8)
+    assert not Linearised(op, x).A(v).requires_grad
+
+
+@every_case
+def test_gauss_newton_steps_explain_the_measurement(case: Case) -> None:
+    op, truth = case.make(), 0.6 * images(case)
+    y, start = op.A(truth), truth + 0.02 * images(case, seed=3)
+    x = start
+    for _ in range(6):
+        step = Linearised(op, x, iterations=100)
+        x = x + step.adjoint(step.gram_solve(y - op.A(x), 1.0, 1e-3))
+    # Not to zero: the blur hides what is below the noise that the solve was told of.
+    assert relative(op.A(x), y) <= 0.02 * relative(op.A(start), y)
 
 
 @every_case

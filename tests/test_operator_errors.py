@@ -17,6 +17,7 @@ from rmp_fast.operators import (
     Denoising,
     GaussianBlur,
     Inpainting,
+    Linearised,
     NonlinearBlur,
     PhaseRetrieval,
     SuperResolution,
@@ -302,6 +303,20 @@ CASES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "`length` must be a finite number >= 0, got -1", lambda: camera_shake(0, -1)),
     (ValueError, "`rotation` must be a finite number >= 0, got nan", lambda: camera_shake(0, 1, math.nan)),
     (ValueError, "`grid` must be (rows, columns), each >= 1, got (0, 2)", lambda: camera_shake(grid=(0, 2))),
+    # linearised
+    (TypeError, "`op` must be an rmp_fast operator, got list", lambda: Linearised([], image)),
+    (TypeError, "`point` must be float32 or float64", lambda: Linearised(PhaseRetrieval(), image.half())),
+    (ValueError, "`iterations` must be >= 1, got 0", lambda: Linearised(PhaseRetrieval(), image, 0)),
+    (
+        ValueError,
+        "`image_shape` must be that of the point, (2, 3, 8, 9), got (1, 3, 8, 9)",
+        lambda: Linearised(PhaseRetrieval(), image).A(image[:1]),
+    ),
+    (
+        ValueError,
+        "`measurement_shape` must be (2, 3, 16, 18), got (2, 3, 8, 9)",
+        lambda: Linearised(PhaseRetrieval(), image).adjoint(image),
+    ),
     # tasks
     (ValueError, "got 'phase_retrival'; did you mean 'phase_retrieval'?", lambda: for_task("phase_retrival", (1, 1))),
     (ValueError, "or 1 for a real image, got (2, 3, 8, 9)", lambda: for_task("mri", image.shape)),

@@ -23,11 +23,15 @@ from rmp_fast.operators import (
     GaussianBlur,
     Inpainting,
     Iterative,
+    Linearised,
     LinearOperator,
+    NonlinearBlur,
+    PhaseRetrieval,
     Spectral,
     SuperResolution,
     as_kernel,
     box_mask,
+    camera_shake,
     cartesian_mask,
     coil_maps,
     condition,
@@ -137,6 +141,8 @@ CASES = [
     Case(lambda: MRI(cartesian_mask((2, 5, 6), 3), stacked_maps(2, 2, (5, 6))), (2, 2, 5, 6)),
     Case(lambda: linear_function(adjoint=True), (3, 2, 5, 6)),
     Case(lambda: linear_function(adjoint=False), (3, 2, 5, 6)),
+    Case(lambda: Linearised(PhaseRetrieval(1.4), uniform(2, 1, 4, 5), 80), (2, 1, 4, 5)),
+    Case(lambda: Linearised(NonlinearBlur(camera_shake(0, 2, 1)), uniform(3, 1, 4, 3).float(), 80), (3, 1, 4, 3)),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
@@ -396,6 +402,8 @@ def test_empty_batch(case: Case) -> None:
     shape = (0, *case.shape[1:])
     if isinstance(op, Inpainting) and op.mask.ndim in (2, 4) and op.mask.shape[0] == case.shape[0]:
         op = Inpainting(op.mask[:0])
+    if isinstance(op, Linearised):
+        op = Linearised(op._op, op._point[:0])
     if isinstance(op, MRI) and op.mask.ndim == 3:
         op = MRI(op.mask[:0], None if op.maps is None else op.maps[:0])
     x = torch.zeros(shape)

@@ -11,6 +11,7 @@ from .defaults import for_task
 from .dense import CompressedSensing
 from .forms import Blocks, Form, Iterative, Pointwise, Spectral, condition
 from .function import Function, LinearFunction, from_callable
+from .linearised import Linearised
 from .masks import Denoising, Inpainting, box_mask, random_mask
 from .mri import MRI, cartesian_mask, coil_maps
 from .phase import Alignment, PhaseRetrieval, align
@@ -33,6 +34,7 @@ __all__ = [
     "Iterative",
     "LinearFunction",
     "LinearOperator",
+    "Linearised",
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
@@ -60,7 +62,7 @@ REGISTRY: dict[str, type[Operator]] = {
     operator.name: operator
     for operator in (
         Denoising, Inpainting, SuperResolution, GaussianBlur, Blur, CompressedSensing, MRI, PhaseRetrieval,
-        NonlinearBlur, LinearFunction, Function,
+        NonlinearBlur, LinearFunction, Function, Linearised,
     )
 }  # fmt: skip
 

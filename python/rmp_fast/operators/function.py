@@ -11,7 +11,7 @@ from torch import Tensor
 from .._checks import check_finite, shape_text
 from .base import LinearOperator, Operator, Shape
 
-__all__ = ["Function", "LinearFunction", "from_callable"]
+__all__ = ["Function", "LinearFunction", "from_callable", "linear_map"]
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -82,11 +82,11 @@ class LinearFunction(LinearOperator):
     def _apply(self, x: Tensor) -> Tensor:
         if self._adjoint is None:
             return self._forward(x)
-        return _linear(x, self._forward, self._backward)
+        return linear_map(x, self._forward, self._backward)
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
         if self._adjoint is not None:
-            return _linear(y, self._backward, self._forward)
+            return linear_map(y, self._backward, self._forward)
         followed = torch.is_grad_enabled() and y.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(image_shape, dtype=y.dtype, device=y.device, requires_grad=True)
@@ -115,10 +115,11 @@ class _Pair(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         there, back = ctx.maps
-        return _linear(gradients[0], back, there), None, None
+        return linear_map(gradients[0], back, there), None, None
 
 
-def _linear(x: Tensor, there: Map, back: Map) -> Tensor:
+def linear_map(x: Tensor, there: Map, back: Map) -> Tensor:
+    """``there(x)``, a linear map, differentiable any number of times through its adjoint ``back``."""
     apply: Callable[..., Tensor] = _Pair.apply
     return apply(x, there, back)
 
