@@ -185,7 +185,16 @@ def denoiser(x: Tensor, s: Tensor) -> Tensor:
 @pytest.mark.parametrize("noise_mode", ["control", "antithetic"])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("coils", [0, 3])
-@pytest.mark.parametrize("mask", [random_mask((9, 10), 0.5), cartesian_mask((9, 10), 2)], ids=["points", "lines"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        random_mask((9, 10), 0.5),
+        cartesian_mask((9, 10), 2),
+        random_mask((2, 9, 10), 0.5),
+        cartesian_mask((2, 9, 10), 2),
+    ],
+    ids=["points", "lines", "points per item", "lines per item"],
+)
 def test_chain_follows_the_reference(backend: str, noise_mode: str, channels: int, coils: int, mask: Tensor) -> None:
     shape = (2, channels, 9, 10)
     op = MRI(mask, coil_maps(coils, (9, 10)) if coils else None)

@@ -66,19 +66,19 @@ class Operator(abc.ABC):
         self.measurement_shape(x.shape)
         return self._apply(x)
 
-    def adjoint(self, *args: Any, **kwargs: Any) -> Any:
+    def adjoint(self, *args: Any, **kwargs: Any) -> Tensor:
         """Of linear operators only: ValueError."""
         raise self._refused("adjoint")
 
-    def gram_solve(self, *args: Any, **kwargs: Any) -> Any:
+    def gram_solve(self, *args: Any, **kwargs: Any) -> Tensor:
         """Of linear operators only: ValueError."""
         raise self._refused("Gram solve")
 
-    def iterative_solve(self, *args: Any, **kwargs: Any) -> Any:
+    def iterative_solve(self, *args: Any, **kwargs: Any) -> Solution:
         """Of linear operators only: ValueError."""
         raise self._refused("Gram solve")
 
-    def form(self, *args: Any, **kwargs: Any) -> Any:
+    def form(self, *args: Any, **kwargs: Any) -> Form:
         """Of linear operators only: ValueError."""
         raise self._refused("form")
 
