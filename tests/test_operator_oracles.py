@@ -188,6 +188,7 @@ def test_memos_stay_small() -> None:
 
 def test_the_registry() -> None:
     assert list(REGISTRY) == [
-        "denoising", "inpainting", "super_resolution", "gaussian_blur", "blur", "compressed_sensing",
+        "denoising", "inpainting", "super_resolution", "gaussian_blur", "blur", "compressed_sensing", "mri",
+        "phase_retrieval", "nonlinear_blur", "linear_function", "function", "linearised",
     ]  # fmt: skip
     assert get("blur") is Blur

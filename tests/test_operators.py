@@ -1,4 +1,4 @@
-"""One property suite for every registered operator: a new operator joins by a line in CASES.
+"""One property suite for every registered linear operator: a new one joins by a line in CASES.
 
 The oracle is the matrix of A itself, read off unit vectors in float64.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rmp_fast import ops
 from rmp_fast.operators import (
+    MRI,
     REGISTRY,
     Blur,
     CompressedSensing,
@@ -22,12 +23,19 @@ from rmp_fast.operators import (
     GaussianBlur,
     Inpainting,
     Iterative,
-    Operator,
+    Linearised,
+    LinearOperator,
+    NonlinearBlur,
+    PhaseRetrieval,
     Spectral,
     SuperResolution,
     as_kernel,
     box_mask,
+    camera_shake,
+    cartesian_mask,
+    coil_maps,
     condition,
+    from_callable,
     motion_kernel,
     random_mask,
 )
@@ -52,9 +60,33 @@ def sharp(height: int, width: int) -> Tensor:
     return kernel
 
 
+def stacked_maps(batch: int, coils: int, size: tuple[int, int]) -> Tensor:
+    """Other sensitivities for every item."""
+    scale = torch.linspace(0.5, 1.5, batch * coils).reshape(batch, coils, 1, 1)
+    return coil_maps(coils, size) * scale
+
+
+def gradient_of(x: Tensor) -> Tensor:
+    """Weighted differences along the rows: (B, 2, 5, 6) -> (B, 2, 5, 5)."""
+    return (x[..., 1:] - 0.5 * x[..., :-1]) * torch.arange(1, 6, dtype=x.dtype)
+
+
+def gradient_adjoint(y: Tensor) -> Tensor:
+    weighted = y * torch.arange(1, 6, dtype=y.dtype)
+    return torch.nn.functional.pad(weighted, (1, 0)) - 0.5 * torch.nn.functional.pad(weighted, (0, 1))
+
+
+def linear_function(adjoint: bool) -> LinearOperator:
+    op = from_callable(
+        gradient_of, (2, 5, 5), (2, 5, 6), gradient_adjoint if adjoint else None, linear=True, iterations=80
+    )
+    assert isinstance(op, LinearOperator)
+    return op
+
+
 @dataclass(frozen=True)
 class Case:
-    make: Callable[[], Operator]
+    make: Callable[[], LinearOperator]
     shape: tuple[int, ...]  # of the images, with the batch
 
     @property
@@ -97,6 +129,20 @@ CASES = [
     Case(lambda: CompressedSensing(sensing(9, 9)), (3, 9)),
     Case(lambda: CompressedSensing(sensing(7, 10, rank=4)), (3, 10)),
     Case(lambda: CompressedSensing(sensing(10, 7, rank=4)), (2, 7)),
+    Case(lambda: MRI(random_mask((5, 7), 0.6)), (3, 2, 5, 7)),
+    Case(lambda: MRI(random_mask((3, 6, 4), 0.5).float()), (3, 2, 6, 4)),
+    Case(lambda: MRI(random_mask((5, 8), 0.6)), (3, 1, 5, 8)),
+    Case(lambda: MRI(random_mask((2, 4, 7), 0.4)), (2, 1, 4, 7)),
+    Case(lambda: MRI(random_mask((1, 9), 0.4)), (2, 2, 1, 9)),
+    Case(lambda: MRI(random_mask((5, 6), 0.5), coil_maps(3, (5, 6)), iterations=80), (3, 2, 5, 6)),
+    Case(lambda: MRI(random_mask((2, 5, 4), 0.5), stacked_maps(2, 3, (5, 4)), iterations=80), (2, 1, 5, 4)),
+    Case(lambda: MRI(cartesian_mask((5, 6), 2), coil_maps(3, (5, 6))), (3, 2, 5, 6)),
+    Case(lambda: MRI(cartesian_mask((4, 7), 2).mT, coil_maps(2, (7, 4))), (2, 1, 7, 4)),
+    Case(lambda: MRI(cartesian_mask((2, 5, 6), 3), stacked_maps(2, 2, (5, 6))), (2, 2, 5, 6)),
+    Case(lambda: linear_function(adjoint=True), (3, 2, 5, 6)),
+    Case(lambda: linear_function(adjoint=False), (3, 2, 5, 6)),
+    Case(lambda: Linearised(PhaseRetrieval(1.4), uniform(2, 1, 4, 5), 80), (2, 1, 4, 5)),
+    Case(lambda: Linearised(NonlinearBlur(camera_shake(0, 2, 1)), uniform(3, 1, 4, 3).float(), 80), (3, 1, 4, 3)),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
@@ -115,7 +161,7 @@ def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def pair(case: Case, dtype: torch.dtype) -> tuple[Operator, Tensor, Tensor]:
+def pair(case: Case, dtype: torch.dtype) -> tuple[LinearOperator, Tensor, Tensor]:
     """The operator, images x and unrelated y of the measurement's shape."""
     op = case.make()
     return op, noise(case.shape, 1, dtype), noise(op.measurement_shape(case.shape), 2, dtype)
@@ -152,7 +198,8 @@ def conditioned(case: Case, d: Tensor, y: Tensor, r2: Tensor, noise_std: Tensor)
 
 
 def test_every_registered_operator_has_a_case() -> None:
-    assert {type(case.make()).name for case in CASES} == set(REGISTRY)
+    linear = {name for name, operator in REGISTRY.items() if issubclass(operator, LinearOperator)}
+    assert {type(case.make()).name for case in CASES} == linear
     for name, cls in REGISTRY.items():
         assert cls.name == name
 
@@ -245,7 +292,8 @@ def test_spectral_form_is_what_its_parts_say(case: Case) -> None:
     data = form.project(y)
     assert data.shape == c.shape
     assert data.dtype == c.dtype
-    assert form.energy.shape == (1, *c.shape[1:])
+    assert form.energy.shape[0] in (1, case.shape[0])
+    assert form.energy.shape[1:] == c.shape[1:]
     assert relative(form.synthesis(form.analysis(form.synthesis(c))), form.synthesis(c)) <= 1e-5
     if form.complete:
         assert relative(form.synthesis(c), d) <= 1e-5
@@ -354,6 +402,10 @@ def test_empty_batch(case: Case) -> None:
     shape = (0, *case.shape[1:])
     if isinstance(op, Inpainting) and op.mask.ndim in (2, 4) and op.mask.shape[0] == case.shape[0]:
         op = Inpainting(op.mask[:0])
+    if isinstance(op, Linearised):
+        op = Linearised(op._op, op._point[:0])
+    if isinstance(op, MRI) and op.mask.ndim == 3:
+        op = MRI(op.mask[:0], None if op.maps is None else op.maps[:0])
     x = torch.zeros(shape)
     y = op.A(x)
     assert y.shape == op.measurement_shape(shape)

@@ -1,11 +1,11 @@
-"""What every measurement operator offers: A, its adjoint, a Gram solve, and a form that the plan can compile."""
+"""What every measurement operator offers: A, and where it is linear an adjoint, a Gram solve and a form for plans."""
 
 from __future__ import annotations
 
 import abc
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .conjugate_gradients import Solution, conjugate_gradients
 from .forms import Form, Iterative
 from .items import per_item
 
-__all__ = ["Memo", "Operator", "Shape", "check_image_shape", "owned"]
+__all__ = ["LinearOperator", "Memo", "Operator", "Shape", "check_float", "check_image_shape", "owned"]
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -26,16 +26,16 @@ _DTYPES = (torch.float32, torch.float64)
 class Operator(abc.ABC):
     """A measurement y = A(x) + n, n ~ N(0, noise_std^2 I), on batches whose first axis is the item.
 
-    A new linear operator states its two shapes, ``_apply`` and ``_transpose``; conjugate gradients then do the Gram
-    solve. One with a closed form also states ``_solve`` and ``form``. Items never influence each other.
+    A new one states its two shapes and ``_apply``, differentiable by autograd; a linear one derives from
+    :class:`LinearOperator` instead. Items never influence each other.
 
-    Images lie on [-1, 1] and ``noise_std`` is a standard deviation in the same range, but nothing here depends on it.
-    Tensors are float32 or float64 on any device; none is ever modified.
+    Images lie on [-1, 1] and ``noise_std`` is a standard deviation in the units of y. Linear operators do not depend on
+    that range; nonlinear ones say what they make of it. Tensors are float32 or float64 on any device; none is ever
+    modified.
     """
 
     name: ClassVar[str]
-    linear: ClassVar[bool] = True
-    iterations: int = 50
+    linear: ClassVar[bool] = False
 
     @abc.abstractmethod
     def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
@@ -47,11 +47,7 @@ class Operator(abc.ABC):
 
     @abc.abstractmethod
     def _apply(self, x: Tensor) -> Tensor:
-        """A x, differentiable by autograd; ``x`` has been checked."""
-
-    @abc.abstractmethod
-    def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
-        """A^T y, differentiable by autograd; ``y`` and ``image_shape`` have been checked."""
+        """A(x), differentiable by autograd; ``x`` has been checked."""
 
     def A(self, x: Tensor) -> Tensor:
         """Noiseless measurement of a batch of images.
@@ -66,9 +62,46 @@ class Operator(abc.ABC):
             TypeError: ``x`` is not a float32 or float64 tensor.
             ValueError: the operator cannot take that shape.
         """
-        _check_dtype("x", x)
+        check_float("x", x)
         self.measurement_shape(x.shape)
         return self._apply(x)
+
+    def adjoint(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of linear operators only: ValueError."""
+        raise self._refused("adjoint")
+
+    def gram_solve(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of linear operators only: ValueError."""
+        raise self._refused("Gram solve")
+
+    def iterative_solve(self, *args: Any, **kwargs: Any) -> Solution:
+        """Of linear operators only: ValueError."""
+        raise self._refused("Gram solve")
+
+    def form(self, *args: Any, **kwargs: Any) -> Form:
+        """Of linear operators only: ValueError."""
+        raise self._refused("form")
+
+    def _refused(self, what: str) -> ValueError:
+        return ValueError(
+            f"the operator {self.name!r} is not linear and has no {what}; use the guidance 'dps' or 'jensen', "
+            "which need A and its gradient alone"
+        )
+
+
+class LinearOperator(Operator):
+    """A linear measurement y = A x + n: its adjoint, Gram solve, and form for plans.
+
+    A new one states its two shapes, ``_apply`` and ``_transpose``; conjugate gradients then do the Gram solve. One with
+    a closed form also states ``_solve`` and ``form``.
+    """
+
+    linear = True
+    iterations: int = 50
+
+    @abc.abstractmethod
+    def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
+        """A^T y, differentiable by autograd; ``y`` and ``image_shape`` have been checked."""
 
     def adjoint(self, y: Tensor, image_shape: Sequence[int] | None = None) -> Tensor:
         """A^T y: <A x, y> = <x, A^T y> per item.
@@ -144,7 +177,7 @@ class Operator(abc.ABC):
         return None
 
     def _check_measurement(self, name: str, value: Tensor, image_shape: Sequence[int] | None) -> Shape:
-        _check_dtype(name, value)
+        check_float(name, value)
         if image_shape is None:
             return self.image_shape(value.shape)
         shape = tuple(image_shape)
@@ -193,6 +226,7 @@ def check_image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int, i
     return shape[0], shape[1], shape[2], shape[3]
 
 
-def _check_dtype(name: str, value: Tensor) -> None:
+def check_float(name: str, value: Tensor) -> None:
+    """TypeError unless ``value`` is a float32 or float64 tensor."""
     if check_tensor(name, value).dtype not in _DTYPES:
         raise TypeError(f"`{name}` must be float32 or float64, got {value.dtype}; convert it with .float()")

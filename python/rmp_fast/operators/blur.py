@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_choice, check_finite, check_positive, shape_text
-from .base import Memo, Operator, Shape, check_image_shape, owned
+from .base import LinearOperator, Memo, Shape, check_image_shape, owned
 from .forms import Form, Spectral
+from .fourier import irfft2, rfft2
 from .items import pseudo_reciprocal
 from .separable import AxisFactors, Separable, significant
 
-__all__ = ["Blur", "GaussianBlur", "as_kernel", "gaussian_taps", "motion_kernel"]
+__all__ = ["Blur", "GaussianBlur", "as_kernel", "gaussian_taps", "margins", "motion_kernel"]
 
 
 class GaussianBlur(Separable):
@@ -83,7 +84,7 @@ class _Circulant(NamedTuple):
     energy: Tensor
 
 
-class Blur(Operator):
+class Blur(LinearOperator):
     """y = k * x + n, convolution of every channel of (B, C, H, W) with one kernel.
 
     y[i] = sum_j kernel[j] x[i + c - j], centre c = (kh // 2, kw // 2): the middle for odd sizes, the pixel after the
@@ -142,10 +143,10 @@ class Blur(Operator):
         circulant = self._circulant(height, width, device, dtype)
 
         def analysis(x: Tensor) -> Tensor:
-            return _rfft2(x, "ortho").contiguous()
+            return rfft2(x, "ortho").contiguous()
 
         def synthesis(c: Tensor) -> Tensor:
-            return _irfft2(c, (height, width), "ortho")
+            return irfft2(c, (height, width), "ortho")
 
         def project(y: Tensor) -> Tensor:
             return circulant.seen.conj() * analysis(y)
@@ -156,7 +157,7 @@ class Blur(Operator):
     def _apply(self, x: Tensor) -> Tensor:
         if self.boundary == "circular":
             return _filter(x, self._circulant_for(x).spectrum)
-        (top, bottom), (left, right) = self._margins()
+        (top, bottom), (left, right) = margins(self.kernel.shape)
         padded = ops.pad(ops.pad(x, 2, top, bottom, self.boundary), 3, left, right, self.boundary)
         blurred = _filter(padded, self._padded_spectrum(padded))
         return blurred[..., top + bottom :, left + right :].contiguous()
@@ -164,7 +165,7 @@ class Blur(Operator):
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
         if self.boundary == "circular":
             return _filter(y, self._circulant_for(y).spectrum.conj())
-        (top, bottom), (left, right) = self._margins()
+        (top, bottom), (left, right) = margins(self.kernel.shape)
         embedded = torch.nn.functional.pad(y, (left + right, 0, top + bottom, 0))
         spread = _filter(embedded, self._padded_spectrum(embedded).conj())
         return ops.fold(ops.fold(spread, 3, left, right, self.boundary), 2, top, bottom, self.boundary)
@@ -183,11 +184,6 @@ class Blur(Operator):
         gain = r2 * energy + variance
         inverse = pseudo_reciprocal(gain.clamp(min=0) + 1e-3 * r2 * energy.max())
         return lambda v: _filter(v, inverse)
-
-    def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Samples that y needs before and after each axis."""
-        height, width = self.kernel.shape
-        return ((height - 1 - height // 2, height // 2), (width - 1 - width // 2, width // 2))
 
     def _circulant_for(self, like: Tensor) -> _Circulant:
         return self._circulant(like.shape[-2], like.shape[-1], like.device, like.dtype)
@@ -217,22 +213,14 @@ class Blur(Operator):
         return self._padded_memo.get((size, padded.device, padded.dtype), build)
 
 
+def margins(kernel_size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Samples that a convolution needs before and after each axis, for kernels of (kh, kw)."""
+    height, width = kernel_size
+    return ((height - 1 - height // 2, height // 2), (width - 1 - width // 2, width // 2))
+
+
 def _filter(x: Tensor, response: Tensor) -> Tensor:
-    return _irfft2(_rfft2(x) * response, x.shape[-2:])
-
-
-def _rfft2(x: Tensor, norm: str = "backward") -> Tensor:
-    if x.shape[0] == 0:  # MKL refuses an empty batch
-        return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 + 1, dtype=x.dtype.to_complex())
-    spectrum: Tensor = torch.fft.rfft2(x, norm=norm)
-    return spectrum
-
-
-def _irfft2(spectrum: Tensor, size: Sequence[int], norm: str = "backward") -> Tensor:
-    if spectrum.shape[0] == 0:
-        return spectrum.new_empty(*spectrum.shape[:-2], *size, dtype=spectrum.dtype.to_real())
-    image: Tensor = torch.fft.irfft2(spectrum, s=tuple(size), norm=norm)
-    return image
+    return irfft2(rfft2(x) * response, x.shape[-2:])
 
 
 def gaussian_taps(std: float) -> Tensor:

@@ -27,8 +27,8 @@ def conjugate_gradients(
     """Solve G z = rhs for every item on its own, from z = 0.
 
     The number of iterations is fixed and every scalar stays on the device as (B, 1, ...), so nothing waits for the host
-    and an item does not feel its neighbours. An item that has converged exactly, or whose curvature is zero, stays
-    where it is. On a singular consistent system without preconditioner the limit is the pseudo-inverse solution.
+    and an item does not feel its neighbours. An item that has converged to rounding level, or whose curvature is zero,
+    stays where it is. On a singular consistent system without preconditioner the limit is the pseudo-inverse solution.
 
     Args:
         gram: v (B, ...) -> G v, one symmetric positive semi-definite G per item.
@@ -45,9 +45,11 @@ def conjugate_gradients(
     residual = rhs
     direction = precondition(residual)
     product = _dot(residual, direction)
+    # Below it the residual of a singular system is rounding outside the range, which further steps would blow up.
+    reached = (8 * torch.finfo(rhs.dtype).eps) ** 2 * _dot(rhs, rhs)
     for _ in range(iterations):
         image = gram(direction)
-        step = _ratio(product, _dot(direction, image))
+        step = _ratio(product, _dot(direction, image)) * (_dot(residual, residual) > reached)
         solution = solution + step * direction
         residual = residual - step * image
         towards = precondition(residual)

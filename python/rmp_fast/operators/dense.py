@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_finite, check_tensor, shape_text
-from .base import Memo, Operator, Shape, owned
+from .base import LinearOperator, Memo, Shape, owned
 from .forms import Spectral
 from .items import pseudo_reciprocal
 from .separable import significant
@@ -26,7 +26,7 @@ class _Factors(NamedTuple):
     v: Tensor
 
 
-class CompressedSensing(Operator):
+class CompressedSensing(LinearOperator):
     """y = matrix x + n, x the row-major flattened item: (B, *item) -> (B, M).
 
     Args:

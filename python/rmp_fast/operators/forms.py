@@ -20,7 +20,7 @@ from ..ops import block_counts, block_repeat
 from .items import per_item, pseudo_reciprocal
 
 if TYPE_CHECKING:
-    from .base import Operator
+    from .base import LinearOperator
 
 __all__ = ["Blocks", "Form", "Iterative", "Pointwise", "Spectral", "condition"]
 
@@ -71,14 +71,16 @@ class Spectral:
 class Iterative:
     """The definition itself, the Gram solve by ``iterations`` conjugate gradient steps of ``operator``."""
 
-    operator: Operator
+    operator: LinearOperator
     iterations: int
 
 
 Form: TypeAlias = Pointwise | Blocks | Spectral | Iterative
 
 
-def condition(form: Form, op: Operator, d: Tensor, y: Tensor, r2: float | Tensor, noise_std: float | Tensor) -> Tensor:
+def condition(
+    form: Form, op: LinearOperator, d: Tensor, y: Tensor, r2: float | Tensor, noise_std: float | Tensor
+) -> Tensor:
     """d_y of the module's equation in plain torch, differentiable in ``d`` and ``y``, for any form.
 
     Args:

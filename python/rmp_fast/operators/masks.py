@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import shape_text
-from .base import Memo, Operator, Shape, owned
+from .base import LinearOperator, Memo, Shape, owned
 from .forms import Pointwise
 from .items import pseudo_reciprocal
 
-__all__ = ["Denoising", "Inpainting", "box_mask", "random_mask"]
+__all__ = ["Denoising", "Inpainting", "as_mask", "box_mask", "random_mask"]
 
 
-class Denoising(Operator):
+class Denoising(LinearOperator):
     """y = x + n, on batches of any shape (B, ...)."""
 
     name = "denoising"
@@ -50,7 +50,7 @@ class Denoising(Operator):
         return r * pseudo_reciprocal(r2 + variance)
 
 
-class Inpainting(Operator):
+class Inpainting(LinearOperator):
     """y = m x + n: pixels where the mask m is 1 are observed; elsewhere y is 0.
 
     Args:
@@ -69,21 +69,12 @@ class Inpainting(Operator):
     name = "inpainting"
 
     def __init__(self, mask: Tensor) -> None:
-        if not isinstance(mask, Tensor):
-            raise TypeError(
-                f"`mask` must be a torch.Tensor, got {type(mask).__name__}; convert it with torch.as_tensor"
-            )
-        if mask.is_complex():
-            raise TypeError(f"`mask` must be bool or hold 0 and 1, got {mask.dtype}")
+        self.mask = as_mask(mask)
         if not 1 <= mask.ndim <= 4:
             raise ValueError(
                 "`mask` must have shape (H, W), (C, H, W), (B, C, H, W) or, for signals, (N,) or (B, N), "
                 f"got {shape_text(mask.shape)}"
             )
-        other = mask[(mask != 0) & (mask != 1)]
-        if other.numel():
-            raise ValueError(f"`mask` must hold 0 and 1 only, got {other[0].item():g}; threshold it, e.g. mask > 0.5")
-        self.mask = owned(mask.bool())
         self._expanded: Memo[Tensor] = Memo()
 
     def __repr__(self) -> str:
@@ -136,6 +127,18 @@ class Inpainting(Operator):
             return mask.expand(mask.shape[0], *item).to(device=device, dtype=torch.uint8).contiguous()
 
         return self._expanded.get((item, device), build)
+
+
+def as_mask(mask: Tensor) -> Tensor:
+    """An own bool copy of ``mask``, bool or numbers that are 0 or 1; TypeError or ValueError for anything else."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"`mask` must be a torch.Tensor, got {type(mask).__name__}; convert it with torch.as_tensor")
+    if mask.is_complex():
+        raise TypeError(f"`mask` must be bool or hold 0 and 1, got {mask.dtype}")
+    other = mask[(mask != 0) & (mask != 1)]
+    if other.numel():
+        raise ValueError(f"`mask` must hold 0 and 1 only, got {other[0].item():g}; threshold it, e.g. mask > 0.5")
+    return owned(mask.bool())
 
 
 def random_mask(shape: Sequence[int], missing: float, seed: int = 0) -> Tensor:

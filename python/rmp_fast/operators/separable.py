@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Memo, Operator, Shape, check_image_shape
+from .base import LinearOperator, Memo, Shape, check_image_shape
 from .forms import Form, Spectral
 from .items import pseudo_reciprocal
 
@@ -34,7 +34,7 @@ class _Factors(NamedTuple):
     s: Tensor
 
 
-class Separable(Operator):
+class Separable(LinearOperator):
     """Base of operators on (B, C, H, W) given by one matrix per axis, with no more rows than columns.
 
     With K = U diag(s) V^T per axis, the Gram matrix is diagonal in the basis U_v (x) U_h, with eigenvalues (s_v s_h)^2,
