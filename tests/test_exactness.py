@@ -188,7 +188,7 @@ def test_branches_come_closer_to_the_mean_of_a_mixture_than_one_chain() -> None:
 
 def test_spread_is_the_posterior_variance_of_an_isotropic_gaussian() -> None:
     """d_y is linear here, so pairs at any level see Cov[x0 | x, y] exactly but for the randomness of e."""
-    p, noise, level, count, elements = 0.7, 0.3, 3.0, 200, 400
+    p, noise, level, count, elements = 0.7, 0.3, 3.0, 40, 200
     prior = rmp.priors.Gaussian(torch.zeros(elements), torch.full((elements,), p))
     seen = torch.arange(elements) < elements // 2
     op = rmp.operators.Inpainting(seen)
@@ -201,12 +201,12 @@ def test_spread_is_the_posterior_variance_of_an_isotropic_gaussian() -> None:
             backend="torch", dtype=DOUBLE,
         ).execute(y)  # fmt: skip
         assert estimate.variance is not None
-        # e^2 averages to 1 over 800 numbers with a standard error of 0.05, over all to 2e-4; with `gaussian` r2 is
-        # a mean of e^2 over 400 numbers, 7 % from 1, and that of an unseen element does not depend on it.
+        # e^2 averages to 1 over all items to 1 %; with `gaussian` r2 is
+        # a mean of e^2 over 200 numbers, 10 % from 1, and that of an unseen element does not depend on it.
         ratio = estimate.variance / expected
         assert abs(ratio[:, ~seen].mean() - 1) < 0.02
-        assert abs(ratio[:, seen].mean() - 1) < 0.02
-        assert (ratio.mean(0) - 1).abs().max() < 0.3
+        assert abs(ratio[:, seen].mean() - 1) < 0.04
+        assert (ratio.mean(0) - 1).abs().max() < 5 * (2 / (4 * count)) ** 0.5
         assert estimate.stats["evaluations"] == 20 + 8
 
 

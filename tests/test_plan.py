@@ -137,6 +137,42 @@ def test_gradient_guidances_follow_the_reference(
     assert_chains_agree(run(op, y, backend=backend, **options), run(op, y, backend="reference", **options))
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("noise", ["control", "antithetic"])
+@pytest.mark.parametrize("guidance", ["gauss_newton", "dps", "jensen"])
+@pytest.mark.parametrize("task", ["phase_retrieval", "nonlinear_deblur"])
+def test_nonlinear_operators_follow_the_reference(backend: str, task: str, guidance: str, noise: str) -> None:
+    shape = (2, 1, 5, 6)
+    op = operators.for_task(task, shape)
+    y = measure(op, shape)
+    options = {"guidance": guidance, "noise": noise, "noise_std": torch.tensor([0.2, 0.3])}
+    made, expected = (run(op, y, shape, backend=name, **options) for name in (backend, "reference"))
+    # Ten conjugate gradient steps against a direct solve of a system of condition up to r2 / sy^2, about 12.
+    bound = 2e-2 if guidance == "gauss_newton" else 1e-3
+    assert (made.double() - expected).norm() / expected.norm() < bound
+
+
+def test_measurements_of_a_nonlinear_operator_stay_in_its_unit() -> None:
+    shape = (2, 1, 8, 8)
+    op = operators.for_task("nonlinear_deblur", shape)
+    y = measure(op, shape)
+    inside = rmp.Plan(op, PRIOR, shape, 0.1, guidance="gauss_newton").execute(y).mean
+    outside = rmp.Plan(op, PRIOR, shape, 0.1, guidance="gauss_newton", data_range=(0, 1)).execute(y).mean
+    torch.testing.assert_close(outside * 2 - 1, inside, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("guidance", GRADIENTS)
+def test_gradient_guidances_do_not_diverge_where_one_direction_varies_more_than_the_others(guidance: str) -> None:
+    """An image that varies mostly in its mean: r2 says 0.1 per pixel, the mean's variance is 100 times that."""
+    pixels = 100
+    covariance = 0.01 * torch.eye(pixels) + 0.09 * torch.ones(pixels, pixels)
+    prior = rmp.priors.Gaussian(torch.zeros(pixels), covariance)
+    op, truth = operators.Denoising(), torch.full((1, pixels), 0.5)
+    estimate = rmp.Plan(op, prior, (1, pixels), 0.05, guidance=guidance).execute(truth)
+    assert estimate.ok.all()
+    assert (estimate.mean - truth).abs().max() < 0.1
+
+
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_branches_average_chains_of_hashed_seeds(backend: str) -> None:
     op = OPERATORS["inpainting"]()

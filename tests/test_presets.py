@@ -13,9 +13,11 @@ from rmp_fast.priors import BUNDLED
 def test_settings_make_plans_within_the_budget(task: str, prior: str, evaluations: int) -> None:
     settings = rmp.presets.for_task(task, prior, evaluations)
     gaussian = rmp.priors.from_denoiser(lambda x, s: x / (1 + s.reshape(-1, 1, 1, 1) ** 2), data_variance=1.0)
-    plan = rmp.Plan(rmp.operators.Denoising(), gaussian, (1, 1, 6, 5), 0.05, **settings)
+    nonlinear = task in rmp.presets.NONLINEAR
+    op = rmp.operators.for_task(task, (1, 1, 6, 5)) if nonlinear else rmp.operators.Denoising()
+    plan = rmp.Plan(op, gaussian, (1, 1, 6, 5), 0.05, **settings)
     assert 1 <= plan.evaluations <= evaluations
-    assert plan.execute(torch.zeros(1, 1, 6, 5)).ok.all()
+    assert plan.execute(torch.zeros(plan.measurement_shape)).ok.all()
 
 
 def test_tables_say_where_they_come_from() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_choice
-from .operators import Operator
+from .operators import LinearOperator, Operator
 from .priors import GaussianMixture, Prior
 
 __all__ = ["GRADIENTS", "GUIDANCES", "check_guidance", "denoised_variance", "direction", "gradient_weight", "usable"]
@@ -16,15 +16,16 @@ __all__ = ["GRADIENTS", "GUIDANCES", "check_guidance", "denoised_variance", "dir
 #: Those that differentiate the denoiser, d_y = D + c J^T u with J = dD/dx; see :func:`direction`.
 GRADIENTS = ("dps", "jensen", "pigdm")
 
-#: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``exact``: E[x0 | x, y].
-GUIDANCES = ("gaussian", *GRADIENTS, "exact")
+#: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``gauss_newton``: the same with the
+#: Jacobian of a nonlinear A at D, gradients of A alone; ``exact``: E[x0 | x, y].
+GUIDANCES = ("gaussian", "gauss_newton", *GRADIENTS, "exact")
 
 
 def usable(op: Operator, prior: Prior) -> list[str]:
     """The guidances that can serve this operator and prior."""
     if not op.linear:
-        return ["dps", "jensen"]
-    return [name for name in GUIDANCES if name != "exact" or isinstance(prior, GaussianMixture)]
+        return ["gauss_newton", "dps", "jensen"]
+    return ["gaussian", *GRADIENTS, *(["exact"] if isinstance(prior, GaussianMixture) else [])]
 
 
 def check_guidance(guidance: str, op: Operator, prior: Prior) -> None:
@@ -74,19 +75,25 @@ def gradient_weight(
     return squared * score
 
 
-def direction(guidance: str, op: Operator, denoised: Tensor, y: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    """u of d_y = D + c J^T u, with r = y - A(D).
+def direction(
+    guidance: str, op: Operator, denoised: Tensor, y: Tensor, noise_ratio: Tensor, solve: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """u of d_y = D + c J^T u with r = y - A(D), and the norm (B,) beyond which c J^T u is not to be trusted.
 
     dps: A^T r / ||r|| per item (Chung et al., "Diffusion posterior sampling", arXiv 2209.14687, eq. 16); jensen: A^T r
     (the same, eq. 11); pigdm: A^T (A A^T + q I)^-1 r (Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023).
     For a nonlinear A, A^T is the transpose of its Jacobian at D.
 
+    Some directions of an image vary far more than r2 has it, J is as much larger there, and the full step overshoots by
+    that factor and diverges. So (**ours**) it is held to the length of the step that J = r2/s^2 I would take.
+
     Args:
         guidance: one of :data:`GRADIENTS`.
         denoised, y: D (B, ...) and the measurement (B, ...).
+        noise_ratio: (B,) q = sy^2 / r2.
         solve: r -> (A A^T + q I)^-1 r, for pigdm.
     """
-    if op.linear:
+    if isinstance(op, LinearOperator):
         r = y - op.A(denoised)
         u = op.adjoint(solve(r) if guidance == "pigdm" else r, tuple(denoised.shape))
     else:
@@ -95,8 +102,11 @@ def direction(guidance: str, op: Operator, denoised: Tensor, y: Tensor, solve: C
             r = y - op.A(point)
             (u,) = torch.autograd.grad(-0.5 * r.square().sum(), point)
         r = r.detach()
-    if guidance != "dps":
-        return u
-    norm = r.flatten(1).norm(dim=1)
-    # Where the residual is zero its adjoint is too, and so is the direction.
-    return u / torch.where(norm > 0, norm, 1).reshape(-1, *[1] * (u.ndim - 1))
+    length = u.flatten(1).norm(dim=1)
+    if guidance == "pigdm":
+        return u, length
+    if guidance == "dps":
+        norm = r.flatten(1).norm(dim=1)
+        # Where the residual is zero its adjoint is too, and so is the direction.
+        u = u / torch.where(norm > 0, norm, 1).reshape(-1, *[1] * (u.ndim - 1))
+    return u, length / (1 + noise_ratio)

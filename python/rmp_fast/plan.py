@@ -25,7 +25,7 @@ from ._checks import (
 )
 from .backends import resolve
 from .guidance import GRADIENTS, check_guidance, denoised_variance, direction, gradient_weight
-from .operators import Operator
+from .operators import Linearised, LinearOperator, Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral, condition
 from .priors import GaussianMixture, Prior
 from .spread import posterior_variance
@@ -83,11 +83,12 @@ class Plan:
             ``relaxation`` and ``anchor``, and excludes ``schedule``.
         start: the first mean: ``"zero"``, or ``"smooth"``, the smoothest image that explains y (linear operators on
             images; :func:`rmp_fast.start.smooth_start`).
-        guidance: ``"gaussian"`` (no gradients, linear operators); ``"dps"``, ``"jensen"`` (any operator) or ``"pigdm"``
-            (linear ones), through the gradient of the denoiser with respect to its input; ``"exact"`` for Gaussian and
-            mixture priors. See :mod:`rmp_fast.guidance`.
+        guidance: ``"gaussian"`` (no gradients, linear operators) or ``"gauss_newton"`` (its like for nonlinear ones);
+            ``"dps"``, ``"jensen"`` (any operator) or ``"pigdm"`` (linear ones), through the gradient of the denoiser
+            with respect to its input; ``"exact"`` for Gaussian and mixture priors. See :mod:`rmp_fast.guidance`.
         guidance_scale: for ``dps`` z of -z grad ||y - A(D)||, for ``jensen`` gamma of gamma J^T A^T (y - A(D)) / sy^2,
-            for ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1.
+            for ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1, and
+            a step held to a length that cannot diverge.
         noise: ``"control"`` (noise only inside the network), ``"drawn"`` (the paper), ``"antithetic"`` (pairs, two
             evaluations), ``"none"``.
         inner_steps: T_in, looks per level.
@@ -106,7 +107,8 @@ class Plan:
         spread_level: s of these looks, about as wide as the images' own spread.
         backend: ``"auto"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
         device, dtype: of the state; float32 for ``cpu``.
-        data_range: (low, high) of the caller's images; (-1, 1) means no conversion.
+        data_range: (low, high) of the caller's images; (-1, 1) means no conversion. The measurements of a nonlinear
+            operator, and ``noise_std``, stay in the operator's own unit.
 
     Raises:
         TypeError, ValueError: for anything that does not fit, before any work is done.
@@ -246,7 +248,8 @@ class Plan:
         self.noise_ratios = self._ratios.unbind(0)  # q of every look
         self.solve_residual = torch.zeros(batch, dtype=dtype, device=device)
         self._offset = None
-        if (self._low, self._half) != (-1.0, 1.0):
+        self._converts = (self._low, self._half) != (-1.0, 1.0)
+        if self._converts and self.op.linear:
             middle = torch.full(self.shape, self._low + self._half, dtype=dtype, device=device)
             self._offset = self.op.A(middle)
         self._bind()
@@ -288,17 +291,18 @@ class Plan:
     def _set_noise_std(self, noise_std: float | Tensor) -> None:
         """Fill the table of coefficients for a noise level in the caller's range."""
         batch, looks = self.shape[0], self.looks_per_chain
-        self.noise_std = check_noise_std(noise_std, batch, self.device) / self._half
+        self.noise_std = check_noise_std(noise_std, batch, self.device) / (self._half if self.op.linear else 1.0)
         variance = self.looks.variance if self.looks else denoised_variance(self.look_levels, self.prior.data_variance)
         ratio = self.noise_std.double().square()[None, :] / variance[:, None].to(self.device)
         self._ratios.copy_(ratio.repeat(1, self._copies))
         if self.gradient is not None:
             if self.guidance == "jensen" and self.guidance_scale is not None and not bool((self.noise_std > 0).all()):
                 raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
-            ratio = gradient_weight(
+            ratio = self._weights = gradient_weight(
                 self.guidance, self.guidance_scale, self.look_levels, variance, self.noise_std,
                 math.prod(self.measurement_shape[1:]),
             )  # fmt: skip
+            self._weights = self._weights.to(self.dtype).repeat(1, self._copies)
         columns = self._columns_of_looks(self.looks) if self.looks else self._columns_of_levels()
         self._looks.copy_(columns[:, None, :])
         self._looks[:looks, :, 3] = ratio.to(self._looks)
@@ -397,7 +401,7 @@ class Plan:
         if self._offset is not None:
             measured = (measured - self._offset) / self._half
         result, variance = self._run_branches(measured, seeds, stats)
-        if self._offset is not None:
+        if self._converts:
             result = result * self._half + (self._low + self._half)
             variance = None if variance is None else variance * self._half**2
         return Estimate(mean.copy_(result), variance, self._ok.bool(), stats)
@@ -429,7 +433,10 @@ class Plan:
             form = self.op.form(self.shape, self.device, mean.dtype)
 
         def conditioned(d: Tensor, r2: Tensor) -> Tensor:
-            return d if form is None else condition(form, self.op, d, measured.to(d.dtype), r2, self.noise_std)
+            if form is None:
+                return d
+            assert isinstance(self.op, LinearOperator)  # check_guidance saw to it
+            return condition(form, self.op, d, measured.to(d.dtype), r2, self.noise_std)
 
         variance = posterior_variance(
             lambda x: prior.denoise(x, levels), conditioned, mean, self._seeds, self.spread_level, self.spread_looks
@@ -455,9 +462,11 @@ class Plan:
         self._means[1].copy_(self._means[0])
         if self.curvature is not None:
             self.curvature.zero_()
-        with torch.inference_mode(self.gradient is None):
+        differentiates = self.gradient is not None or self.guidance == "gauss_newton"
+        with torch.inference_mode(not differentiates):
             loop.run(self, conditioned or self.prior, stats)
-        if isinstance(self.form, Iterative) and self.guidance in ("gaussian", "pigdm"):
+        solves = isinstance(self.form, Iterative) and self.guidance in ("gaussian", "pigdm")
+        if solves or self.guidance == "gauss_newton":
             stats["solve_residual"] = max(stats.get("solve_residual", 0.0), float(self.solve_residual.max()))
         return self.result
 
@@ -488,12 +497,20 @@ class Plan:
         """The denoised image corrected towards the measurement, where the step itself does not do it."""
         if backward is not None:
             assert self.gradient is not None
-            halves = [
-                direction(self.guidance, self.op, half, self.data, lambda r: self._gram_solve(r, look))
+            ratio = self.noise_ratios[look][: self.shape[0]]
+            directions = [
+                direction(self.guidance, self.op, half, self.data, ratio, lambda r: self._gram_solve(r, look))
                 for half in denoised.chunk(self._copies)
             ]
-            self.gradient.copy_(backward(torch.cat(halves)))
+            gradient = backward(torch.cat([u for u, _ in directions]))
+            if self.guidance_scale is None:
+                length = gradient.flatten(1).norm(dim=1) * self._weights[look]
+                trusted = torch.cat([bound for _, bound in directions]) / torch.where(length > 0, length, 1)
+                gradient = gradient * trusted.clamp(max=1).reshape(-1, *[1] * (gradient.ndim - 1))
+            self.gradient.copy_(gradient)
             return denoised
+        if self.guidance == "gauss_newton":
+            return torch.cat([self._gauss_newton(half, look) for half in denoised.chunk(self._copies)])
         if isinstance(self.form, Spectral):
             coefficients = self.form.analysis(denoised)
             backend = "auto" if self.backend == "cpu" else "torch"
@@ -512,6 +529,13 @@ class Plan:
             ]
             return halves[0] if self._copies == 1 else torch.cat(halves)
         return denoised
+
+    def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:
+        tangent = Linearised(self.op, denoised)
+        noise = self.noise_ratios[look][: self.shape[0]].sqrt()
+        solved = tangent.iterative_solve(self.data - self.op.A(denoised), 1.0, noise)
+        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        return denoised + tangent.adjoint(solved.solution)
 
     def _gram_solve(self, r: Tensor, look: int) -> Tensor:
         """(A A^T + q I)^-1 r."""

@@ -125,7 +125,9 @@ def conditional_mean(
         \text{dps}: \quad & l = -\text{scale}\, \nabla_x \lVert r \rVert, \quad
             \text{scale} = \sqrt{M / (r_2 + \sigma_y^2)}
 
-    with those scales where none is given.
+    with those scales where none is given, and then s^2 l no longer than what ``gaussian`` would add at J = r_2/s^2 I
+    and A A^T = I: the true J may be far larger for some directions than r_2 allows for. ``gauss_newton`` is
+    ``gaussian`` with the Jacobian of A at D in place of A.
     """
     if r2 is None:
         r2 = s * s * prior.data_variance / (s * s + prior.data_variance)
@@ -134,22 +136,45 @@ def conditional_mean(
     if guidance == "gaussian":
         d = prior.denoise(x, levels)
         return d + r2 * op.adjoint(op.gram_solve(y - op.A(d), r2, noise_std, shape), shape)
+    if guidance == "gauss_newton":
+        d = prior.denoise(x, levels)
+        return d + _gauss_newton_step(d, y, op, r2, noise_std.square())
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         d = prior.denoise(x, levels)
         r = y - op.A(d)
-        variance = noise_std.square().reshape(-1, *[1] * (y.ndim - 1))
-        if guidance == "pigdm":
-            solved = op.gram_solve(r.detach(), r2, noise_std, shape)
-            objective = -(r * solved).sum() * (1.0 if scale is None else scale)  # only r moves
-        elif guidance == "jensen":
-            weight = 1 / (r2 + variance) if scale is None else scale / variance
-            objective = -(weight * r.square()).sum() / 2
-        else:
-            weight = (y[0].numel() / (r2 + variance)).sqrt() if scale is None else torch.full_like(variance, scale)
-            objective = -(weight.flatten() * r.flatten(1).norm(dim=1)).sum()
-        (score,) = torch.autograd.grad(objective, x)
-    return d.detach() + s * s * score
+    wanted = op.gram_solve(r.detach(), r2, noise_std, shape) if guidance == "pigdm" else r.detach()
+    (u,) = torch.autograd.grad(r, d, -wanted, retain_graph=True)  # A^T wanted
+    column = (-1,) + (1,) * (x.ndim - 1)
+    noise = noise_std.square().reshape(column)
+    if guidance == "pigdm":
+        weight = torch.full_like(noise, 1.0 if scale is None else scale)
+        bound = torch.full_like(noise, r2)
+    elif guidance == "jensen":
+        weight = 1 / (r2 + noise) if scale is None else scale / noise
+        bound = r2 / (r2 + noise)
+    else:
+        weight = (y[0].numel() / (r2 + noise)).sqrt() if scale is None else torch.full_like(noise, scale)
+        weight = weight / r.detach().flatten(1).norm(dim=1).clamp_min(1e-300).reshape(column)
+        bound = r2 / (r2 + noise)
+    (score,) = torch.autograd.grad(d, x, weight * u)
+    change = s * s * score
+    if scale is None:
+        norms = [t.flatten(1).norm(dim=1).reshape(column) for t in (u, change)]
+        change = change * (bound * norms[0] / norms[1].clamp_min(1e-300)).clamp(max=1)
+    return d.detach() + change
+
+
+def _gauss_newton_step(d: Tensor, y: Tensor, op: _Operator, r2: float, variance: Tensor) -> Tensor:
+    """r2 J^T (r2 J J^T + sy^2 I)^-1 (y - A(d)) with the dense Jacobian J of every item."""
+    slopes: Tensor = torch.func.jacrev(lambda x: op.A(x).flatten(1))(d.detach())
+    steps = []
+    for item in range(d.shape[0]):
+        slope = slopes[item, :, item].flatten(1)  # (M, N)
+        gram = r2 * slope @ slope.T + variance[item] * torch.eye(slope.shape[0], dtype=d.dtype)
+        r = (y - op.A(d))[item].flatten()
+        steps.append(r2 * slope.T @ torch.linalg.solve(gram, r))
+    return torch.stack(steps).reshape(d.shape)
 
 
 def reverse_mean_propagation(

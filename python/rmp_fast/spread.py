@@ -32,8 +32,8 @@ def posterior_variance(
         (\partial d_y / \partial x)_{ii} = E[e_i (d_y(\mu + s e) - d_y(\mu - s e))_i] / (2 s)
 
     by Stein's identity, as Cov[x0 | x, y] = s^2 dd_y/dx (Tweedie) and x adds little to y where s is large. Averaged
-    over ``looks`` antithetic pairs, and for images over a Gaussian window of 1.5 pixels. d_y takes its variance r2 from the
-    denoiser itself, s^2 tr(dD/dx)/N at the first pair, since a wrong one would be the answer wherever y is exact.
+    over ``looks`` antithetic pairs, and for images over a Gaussian window of 1.5 pixels. d_y takes its variance r2 from
+    the denoiser itself, s^2 tr(dD/dx)/N at the first pair, since a wrong one would be the answer wherever y is exact.
 
     Args:
         denoise: x -> D(x, s).

@@ -61,7 +61,7 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
     """Keyword arguments of :class:`rmp_fast.Plan` for a task and a budget.
 
     For a bundled prior the table tuned for the largest budget that fits; where there is none, the untuned default:
-    levels from 20 to 0.05 with two looks each, for nonlinear tasks with the ``jensen`` guidance.
+    levels from 20 to 0.05 with two looks each, for nonlinear tasks with the ``gauss_newton`` guidance.
 
     Args:
         task: one of :data:`TASKS`.
@@ -83,4 +83,4 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
         return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
     inner = min(2, evaluations)
     settings: dict[str, Any] = {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}
-    return settings | ({"guidance": "jensen"} if task in NONLINEAR else {})
+    return settings | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
