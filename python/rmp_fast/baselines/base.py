@@ -76,7 +76,7 @@ class Run:
 
     def start_at(self, s: float) -> Tensor:
         """The state of a variance-preserving process that starts from N(0, I), in noise-level coordinates."""
-        return (1 + s * s) ** 0.5 * self.draw()
+        return math.sqrt(1 + s * s) * self.draw()
 
     def denoise(self, x: Tensor, s: float) -> Tensor:
         """D(x, s), counted; differentiable where autograd follows ``x``."""
@@ -203,13 +203,14 @@ def uniform_timesteps(count: int) -> Tensor:
 def ancestral(x: Tensor, denoised: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
     """A draw of p(x_t | x_s, x0 = denoised), t < s: DDPM's reverse step with the small variance, t^2 (1 - t^2/s^2)."""
     w = (t / s) ** 2
-    return w * x + (1 - w) * denoised + t * (1 - w) ** 0.5 * noise
+    return w * x + (1 - w) * denoised + t * math.sqrt(1 - w) * noise
 
 
 def clipped(denoised: Tensor, clip: bool | None) -> Tensor:
     """``denoised`` on [-1, 1]: the range of images (B, C, H, W), which None stands for; signals have none."""
     wanted = denoised.ndim == 4 if clip is None else clip
-    return denoised.clamp(-1, 1) if wanted else denoised
+    # What is not finite stays so: a clamped infinity would pass for an image.
+    return torch.where(denoised.isfinite(), denoised.clamp(-1, 1), denoised) if wanted else denoised
 
 
 def reconstruct_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -99,7 +100,7 @@ class DAPS(Baseline):
             clean = start
             for _ in range(self.langevin_steps):
                 force = (start - clean) / (s * s) - run.residual_gradient(clean) / self.tau**2
-                clean = clean + rate * force + (2 * rate) ** 0.5 * run.draw()
+                clean = clean + rate * force + math.sqrt(2 * rate) * run.draw()
             x = clean + levels[k + 1] * run.draw()
         return x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import torch
@@ -74,7 +75,7 @@ class DDRM(Baseline):
         e, s = run.draw(), levels[0]
         seen = observed & (spread <= s)
         x = place(s * e, target, (s * s - spread.square()).clamp(min=0).sqrt(), e, seen)
-        kept = (1 - self.eta**2) ** 0.5
+        kept = math.sqrt(1 - self.eta**2)
         for s, t in zip(levels, [*levels[1:], 0.0], strict=True):
             denoised = run.denoise(x, s)
             if t == 0:

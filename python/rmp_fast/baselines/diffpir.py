@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -66,5 +67,5 @@ class DiffPIR(Baseline):
                 return d
             conditioned = condition(form, run.op, d, run.y, s * s / self.strength, run.noise_std)
             direction = (x - conditioned) / s
-            x = conditioned + t * ((1 - self.zeta) ** 0.5 * direction + self.zeta**0.5 * run.draw())
+            x = conditioned + t * (math.sqrt(1 - self.zeta) * direction + math.sqrt(self.zeta) * run.draw())
         return x

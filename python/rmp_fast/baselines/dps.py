@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -64,5 +65,5 @@ class DPS(Baseline):
                 norms = torch.linalg.vector_norm((run.y - run.op.A(d)).flatten(1), dim=1)
                 gradient = run.gradient(norms.sum(), leaf)
             x = ancestral(x, d.detach(), s, t, run.draw())
-            x = x - self.step_size * ((1 + s * s) * (1 + t * t)) ** 0.5 * gradient
+            x = x - self.step_size * math.sqrt((1 + s * s) * (1 + t * t)) * gradient
         return x

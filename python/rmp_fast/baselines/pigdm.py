@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import torch
@@ -61,6 +62,6 @@ class PiGDM(Baseline):
                 gradient = run.gradient((denoised * back).sum(), leaf)
             conditioned = d + (r2 if self.weight == "adaptive" else s * s) * gradient
             direction = (x - (d if self.weight == "adaptive" else conditioned)) / s
-            drawn = self.eta * t * max(0.0, 1 - (t / s) ** 2) ** 0.5
-            x = conditioned + drawn * run.draw() + (t * t - drawn * drawn) ** 0.5 * direction
+            drawn = self.eta * t * math.sqrt(1 - (t / s) ** 2)
+            x = conditioned + drawn * run.draw() + math.sqrt(t * t - drawn * drawn) * direction
         return x
