@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -170,7 +171,7 @@ def test_ddrm_follows_its_equations_in_the_basis_of_a_dense_svd(
     mean = torch.where(seen_at_start, target, 0)
     variance = torch.where(seen_at_start, levels[0] ** 2 - q.square(), levels[0] ** 2)
     keep = math.sqrt(1 - eta * eta)
-    for s, t in zip(levels, levels[1:], strict=False):
+    for s, t in itertools.pairwise(levels):
         k = shrink(s)
         free = k + keep * t / s * (1 - k)  # of the coefficient itself
         towards = k * (1 - keep * t / q)
@@ -200,7 +201,7 @@ def test_diffpir_without_fresh_noise_is_its_recursion(name: str) -> None:
     levels = ddpm_levels(torch.tensor(timesteps))
     for item in range(3):
         x = math.sqrt(1 + levels[0] ** 2) * draws(seeds, 0, (3, *IMAGE))[item].flatten()
-        for s, t in zip(levels, levels[1:], strict=False):
+        for s, t in itertools.pairwise(levels):
             d = shrink(s) * x
             rho = strength * float(noise[item]) ** 2 / s**2
             system = matrix.mT @ matrix + rho * eye
@@ -223,7 +224,7 @@ def test_diffpir_draws_fresh_noise_with_the_variance_of_the_level() -> None:
     timesteps = [999 - min(999, int(math.sqrt(j / 4) * 1000)) for j in range(evaluations)]
     levels = ddpm_levels(torch.tensor(timesteps))
     mean, variance = 0.0, 1 + levels[0] ** 2
-    for s, t in zip(levels, levels[1:], strict=False):
+    for s, t in itertools.pairwise(levels):
         share = s * s / (s * s + 0.3**2)  # of the data in the conditioned image
         factor = (1 - share) * shrink(s)
         kept = t / s * math.sqrt(1 - zeta)
@@ -522,7 +523,7 @@ def test_methods_for_linear_operators_refuse_others(name: str) -> None:
 
 def test_ddrm_refuses_an_operator_without_singular_values() -> None:
     op = operators.Blur(KERNEL, boundary="reflect")
-    with pytest.raises(ValueError, match="singular value decomposition.*'dps', 'pigdm', 'diffpir', 'daps', 'reddiff'"):
+    with pytest.raises(ValueError, match=r"singular value decomposition.*'dps', 'pigdm', 'diffpir', 'daps', 'reddiff'"):
         few("ddrm", torch.rand(1, 1, 5, 5), op, 0.1)
     assert few("pigdm", torch.rand(1, 1, 5, 5), op, 0.1).ok.all()
 
