@@ -6,8 +6,8 @@ sides draw samples, with random numbers of their own).
 
 What deepinv 0.5.0 does otherwise than the papers, and what is done about it here:
 
-- DDRM divides its noise by sqrt(2) for every operator. The half spectrum of its FFT blur needs that, inpainting does not;
-  there the chain carries too little noise. "restored" multiplies its random numbers by sqrt(2) for inpainting.
+- DDRM divides its noise by sqrt(2) for every operator. The half spectrum of its FFT blur needs that; inpainting does
+  not, and there the chain carries too little noise. "restored" multiplies its random numbers by sqrt(2) for inpainting.
 - DDRM starts at level 1 of images on [0, 1]; it is given the authors' levels instead, on [-1, 1].
 - DiffPIR minimises ||y - A z||^2 + 2 rho ||z - d||^2, with rho of the authors' program (noise on [0, 1], level on
   [-1, 1]); its lambda is twice ours, the authors' four times ours.
