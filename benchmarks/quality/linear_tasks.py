@@ -1,8 +1,9 @@
 """RMP beside the baselines on five linear tasks of Fashion-MNIST: ``python benchmarks/quality/linear_tasks.py``.
 
 Test images from number 5000 on (tune on others), noise 0.05 on [-1, 1], ``fashion`` prior. Every row is written to a
-CSV file as soon as it is finished, and a second run with the same number of images goes on from there; ``--print`` shows
-what is there. Baselines come with their authors' settings and, as "tuned", with the best found on test images 0 to 7.
+CSV file as soon as it is finished, and a second run with the same number of images goes on from there; ``--print``
+shows what is there. Baselines come with their authors' settings and, as "tuned", with the best found on test images 0
+to 7.
 
 RMP takes ``rmp.presets.for_task`` where the package has it, else the defaults of ``Plan``.
 """
