@@ -1,8 +1,9 @@
 """The baselines beside deepinv's own on the same measurements: ``python benchmarks/quality/against_deepinv.py``.
 
 deepinv needs a torch of its own, hence an environment of its own: ``pip install deepinv``, then this package with
-``pip install --no-deps .`` and its requirements. Prints mean PSNR of both, the difference and its standard error (both
-sides draw samples, with random numbers of their own).
+``pip install --no-deps .`` and its requirements. Both sides get the same measurements and the same random numbers in
+the same order, so that two chains of the same equations end at nearly the same image. Prints mean PSNR of both, the
+difference and its standard error over the images.
 
 What deepinv 0.5.0 does otherwise than the papers, and what is done about it here:
 
@@ -110,17 +111,37 @@ def comparisons(method: str, task: str) -> list[Comparison]:
     return [Comparison(mine, tuple({"weight": weight} for weight in (10.0, 30.0, 100.0)), "best of three steps each")]
 
 
+class Draws:
+    """The random numbers that ``baselines.reconstruct`` draws for seeds 0 … B - 1, in its order."""
+
+    def __init__(self, batch: int, factor: float = 1.0) -> None:
+        self.run = baselines.Run(
+            torch.zeros(batch, *SHAPE), operators.Denoising(), rmp.priors.load("fashion"), torch.zeros(batch),
+            (batch, *SHAPE), torch.arange(batch),
+        )  # fmt: skip
+        self.factor = factor
+
+    def like(self, x: Tensor) -> Tensor:
+        """For images, or for the half spectrum (B, 1, H, W // 2 + 1, 2) of a blur, which DDRM divides by sqrt(2)."""
+        e = self.run.draw()
+        if x.ndim == 5:
+            return math.sqrt(2) * torch.view_as_real(torch.fft.rfft2(e, norm="ortho"))
+        return (self.factor * e).to(x.dtype)
+
+
 def theirs(
     method: str, prior: rmp.priors.Prior, physics: Any, y: Tensor, factor: float = 1.0, weight: float = 1.0
 ) -> Tensor:
     """One sample of deepinv's on [-1, 1]; ``factor`` of DDRM's random numbers, ``weight`` of DPS."""
-    torch.manual_seed(1)
-    shape = (y.shape[0], *SHAPE)
+    draws = Draws(y.shape[0], factor)
+    with mock.patch.object(torch, "randn_like", draws.like):
+        return _theirs(method, prior, physics, y, draws, weight)
+
+
+def _theirs(method: str, prior: rmp.priors.Prior, physics: Any, y: Tensor, draws: Draws, weight: float) -> Tensor:
     if method == "ddrm":
         model = dinv.sampling.DDRM(Wrapped(prior), sigmas=DDRM(evaluations=100).levels())
-        plain = torch.randn_like
-        with mock.patch.object(torch, "randn_like", lambda x: factor * plain(x)):
-            return model(y, physics(NOISE))
+        return model(y, physics(NOISE))
     if method == "diffpir":
         half = physics(NOISE / 2)
         observed = half.A((y + 1) / 2) if isinstance(half, dinv.physics.Inpainting) else (y + 1) / 2
@@ -138,7 +159,9 @@ def theirs(
         )
     else:
         model = dinv.sampling.DPS(Wrapped(prior), weight=weight, num_steps=1001, minus_one_one=False)
-    return model(y, physics(NOISE), x_init=shape, seed=1).float()
+    model.solver.randn_like = draws.like
+    start = math.sqrt(1 + float(model.sde.sigma_t(1.0)) ** 2) * float(model.sde.scale_t(1.0)) * draws.run.draw()
+    return model(y, physics(NOISE), x_init=start.double()).float()
 
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
