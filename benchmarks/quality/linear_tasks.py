@@ -66,6 +66,7 @@ def rows(samples: int) -> list[Row]:
         ]
     return [
         *found,
+        Row("ddrm-100 quiet", "ddrm", 100, {"noise_scale": math.sqrt(0.5)}, tuned=True),
         Row("pigdm-100", "pigdm", 100),
         Row("pigdm-100 score", "pigdm", 100, {"weight": "score"}),
         Row("reddiff-1000", "reddiff", 1000),
