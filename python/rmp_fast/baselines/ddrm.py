@@ -34,8 +34,8 @@ class DDRM(Baseline):
     Args:
         eta: on [0, 1]; 0.85 in the paper.
         eta_b: on [0, 1]; 1 in the paper.
-        noise_scale: >= 0, multiplies every draw; 1 in the paper. Below 1 the sample is no longer one of the posterior but
-            lies closer to its mean; deepinv 0.5.0 inpaints with 1 / sqrt(2).
+        noise_scale: >= 0, multiplies every draw; 1 in the paper. Below 1 the sample is no longer one of the posterior
+            but lies closer to its mean; deepinv 0.5.0 inpaints with 1 / sqrt(2).
     """
 
     name: ClassVar[str] = "ddrm"
