@@ -10,7 +10,7 @@ What deepinv 0.5.0 does otherwise than the papers, and what is done about it her
 - DDRM divides its noise by sqrt(2) for every operator. The half spectrum of its FFT blur needs that; inpainting does
   not, and there the sample lies closer to the posterior's mean. It is compared with ``noise_scale = sqrt(1/2)``, and
   once more with the paper's noise, its random numbers multiplied by sqrt(2).
-- DDRM takes coefficients with a singular value below the noise level for unobserved, so its blurs differ from the paper.
+- DDRM takes coefficients with a singular value below the noise level for unobserved, so its blurs are not the paper's.
 - DDRM starts at level 1 of images on [0, 1]; it is given the authors' levels instead, on [-1, 1].
 - DiffPIR minimises ||y - A z||^2 + 2 rho ||z - d||^2, with rho of the authors' program (noise on [0, 1], level on
   [-1, 1]); its lambda is twice ours, the authors' four times ours.
