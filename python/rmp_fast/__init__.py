@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import operators, presets, priors, schedules
+    from . import baselines, operators, presets, priors, schedules
     from .plan import Estimate, Plan, reconstruct
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "Plan", "operators", "presets", "priors", "reconstruct", "schedules"]
+__all__ = ["Estimate", "Plan", "baselines", "operators", "presets", "priors", "reconstruct", "schedules"]
 
 _FROM_PLAN = ("Estimate", "Plan", "reconstruct")
 

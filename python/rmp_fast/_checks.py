@@ -15,6 +15,7 @@ __all__ = [
     "check_finite",
     "check_noise_std",
     "check_positive",
+    "check_seeds",
     "check_shape",
     "check_tensor",
     "shape_text",
@@ -82,6 +83,17 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}")
     return value
+
+
+def check_seeds(seeds: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Seeds of the items (B,) int64 on ``device``; None stands for 0 … B - 1."""
+    if seeds is None:
+        return torch.arange(batch, device=device)
+    check_tensor("seeds", seeds, floating=False, device=device)
+    if seeds.dtype != torch.int64:
+        raise TypeError(f"`seeds` must be int64, got {seeds.dtype}; convert them with .long()")
+    check_shape("seeds", seeds, (batch,), ("B",))
+    return seeds
 
 
 def check_noise_std(value: object, batch: int, device: torch.device | None = None) -> Tensor:

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_reconstruct(commands)
+    _add_compare(commands)
     info = commands.add_parser("info", help="what is active here, what is not, and why")
     info.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -71,26 +72,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--simulate", action="store_true", help="INPUT is clean: degrade it first, and report PSNR and SSIM"
     )
 
-    operator = parser.add_argument_group("operator options")
-    operator.add_argument("--mask", type=path, metavar="FILE", help="image or .npy; white (not 0) = known")
-    operator.add_argument("--invert-mask", action="store_true", help="black (0) = known instead")
-    operator.add_argument("--missing", type=float, metavar="SHARE", help="share of pixels to remove at random (0.7)")
-    operator.add_argument("--box", type=int, metavar="PIXELS", help="side of the central hole (a quarter of the image)")
-    operator.add_argument("--factor", type=int, metavar="N", help="how many times larger the restoration is: 2, 4, 8")
-    operator.add_argument(
-        "--filter", metavar="NAME", help="how it was made smaller: average of blocks (default), or bicubic"
-    )
-    operator.add_argument("--blur-std", type=float, metavar="PIXELS", help="Gaussian blur (2 with --simulate)")
-    operator.add_argument("--kernel", type=path, metavar="FILE", help="blur kernel, image or .npy; scaled to sum 1")
-    operator.add_argument("--motion-length", type=float, metavar="PIXELS", help="motion blur (15 with --simulate)")
-    operator.add_argument(
-        "--motion-angle", type=float, metavar="DEGREES", help="counter-clockwise (45 with --simulate)"
-    )
-    operator.add_argument(
-        "--boundary",
-        metavar="NAME",
-        help="blur beyond the edge: reflect, replicate or circular (reflect; circular for simulated kernels)",
-    )
+    _add_operator_options(parser)
 
     chain = parser.add_argument_group("chain options")
     chain.add_argument("--evaluations", type=int, default=20, metavar="N", help="network evaluations per image (20)")
@@ -112,6 +94,69 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
     running.add_argument("--quiet", action="store_true", help="print errors only")
 
 
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="RMP and published samplers side by side on clean images",
+        description="Degrade clean images and restore them with several methods: the same measurements, noise, seeds. "
+        "Prints PSNR, SSIM, network evaluations and seconds; writes compare.csv, compare.json and NAME_compare.png.",
+    )
+    path = pathlib.Path
+    parser.add_argument("--task", metavar="NAME", help="how the images are degraded; see rmp-fast reconstruct --help")
+    parser.add_argument("--images", nargs="+", type=path, metavar="FILE", help="clean image files, or folders")
+    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
+    parser.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="S",
+        help="standard deviation of the measurement noise where black is 0 and white is 1",
+    )
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder for the results, made if missing")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["rmp", "ddrm", "diffpir", "pigdm"],
+        metavar="NAME",
+        help="rmp, dps, pigdm, ddrm, diffpir, daps, reddiff (rmp ddrm diffpir pigdm)",
+    )
+    parser.add_argument(
+        "--evaluations",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="network evaluations of a sample: 40 for all methods, ddrm=100 for one (rmp 20, others as their authors)",
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="samples that the others average (1)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
+    _add_operator_options(parser)
+
+
+def _add_operator_options(parser: argparse.ArgumentParser) -> None:
+    path = pathlib.Path
+    operator = parser.add_argument_group("operator options")
+    operator.add_argument("--mask", type=path, metavar="FILE", help="image or .npy; white (not 0) = known")
+    operator.add_argument("--invert-mask", action="store_true", help="black (0) = known instead")
+    operator.add_argument("--missing", type=float, metavar="SHARE", help="share of pixels to remove at random (0.7)")
+    operator.add_argument("--box", type=int, metavar="PIXELS", help="side of the central hole (a quarter of the image)")
+    operator.add_argument("--factor", type=int, metavar="N", help="how many times larger the restoration is: 2, 4, 8")
+    operator.add_argument(
+        "--filter", metavar="NAME", help="how it was made smaller: average of blocks (default), or bicubic"
+    )
+    operator.add_argument("--blur-std", type=float, metavar="PIXELS", help="Gaussian blur (2 with --simulate)")
+    operator.add_argument("--kernel", type=path, metavar="FILE", help="blur kernel, image or .npy; scaled to sum 1")
+    operator.add_argument("--motion-length", type=float, metavar="PIXELS", help="motion blur (15 with --simulate)")
+    operator.add_argument(
+        "--motion-angle", type=float, metavar="DEGREES", help="counter-clockwise (45 with --simulate)"
+    )
+    operator.add_argument(
+        "--boundary",
+        metavar="NAME",
+        help="blur beyond the edge: reflect, replicate or circular (reflect; circular for simulated kernels)",
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``rmp-fast`` with ``arguments`` (the process's own by default) and return its exit code."""
     options = build_parser().parse_args(arguments)
@@ -120,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .info import run as run_info
 
             return run_info(as_json=options.json)
+        if options.command == "compare":
+            from .compare import run as run_compare
+
+            return run_compare(options)
         from .reconstruct import run as run_reconstruct
 
         return run_reconstruct(options)

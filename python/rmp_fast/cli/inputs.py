@@ -13,8 +13,12 @@ from .usage import UsageError
 __all__ = ["check_outputs", "collect_inputs", "make_output_folder", "output_names"]
 
 
-def collect_inputs(inputs: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+def collect_inputs(inputs: Sequence[pathlib.Path], flag: str = "INPUT") -> list[pathlib.Path]:
     """The image files among ``inputs`` and directly in its folders, each once, folders in alphabetical order.
+
+    Args:
+        inputs: the arguments.
+        flag: what messages call them.
 
     Raises:
         UsageError: a path that does not exist, is no image by its name, or a folder without images.
@@ -25,11 +29,11 @@ def collect_inputs(inputs: Sequence[pathlib.Path]) -> list[pathlib.Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if _is_image(p) and not p.name.startswith(".") and p.is_file())
             if not found:
-                raise UsageError(f"`INPUT` {path} is a folder without {kinds} files")
+                raise UsageError(f"`{flag}` {path} is a folder without {kinds} files")
         elif not path.exists():
-            raise UsageError(f"`INPUT` {path} does not exist")
+            raise UsageError(f"`{flag}` {path} does not exist")
         elif not _is_image(path):
-            raise UsageError(f"`INPUT` must be {kinds} files or folders with such files, got {path}")
+            raise UsageError(f"`{flag}` must be {kinds} files or folders with such files, got {path}")
         else:
             found = [path]
         for file in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..images import quantise
 
-__all__ = ["error_factor", "render"]
+__all__ = ["error_factor", "render", "sheet"]
 
 _SMALLEST, _LARGEST = 256, 1024  # longer side of a tile in pixels: small images are enlarged, large ones reduced
 _MARGIN = 8
@@ -33,15 +34,26 @@ def render(
         title: one line over the pictures.
         captions: second label line of measurement and restoration.
     """
-    height, width = restoration.shape[1:]
     tiles = [
-        ("measurement", captions[0], _enlarged(measurement, height, width)),
+        ("measurement", captions[0], measurement),
         ("restoration", captions[1], restoration),
     ]
     if truth is not None:
         error = np.abs(np.clip(restoration, 0, 1) - truth).mean(0, keepdims=True)
         factor = error_factor(error)
         tiles += [("truth", "", truth), (f"error x {factor}", "mean of |restoration - truth|", error * factor)]
+    return sheet(tiles, title)
+
+
+def sheet(tiles: Sequence[tuple[str, str, NDArray[Any]]], title: str) -> bytes:
+    """A PNG of labelled pictures of one size, side by side under one line.
+
+    Args:
+        tiles: two lines of text and the picture (C, H, W) on [0, 1] of each; the last one decides the size, and a
+            smaller one is shown with enlarged pixels.
+        title: one line over the pictures.
+    """
+    height, width = tiles[-1][2].shape[1:]
     side = max(height, width)
     scale = max(1, round(_SMALLEST / side)) if side < _SMALLEST else min(1.0, _LARGEST / side)
     tile_size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -49,17 +61,18 @@ def render(
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
     top = 78
     sheet_size = _MARGIN + len(tiles) * (column + _MARGIN), top + tile_size[1] + _MARGIN
-    sheet = Image.new("RGB", sheet_size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", sheet_size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, 8), _fitting(title, small, sheet_size[0] - 2 * _MARGIN), fill=_FAINT, font=small)
     for index, (label, caption, pixels) in enumerate(tiles):
         left = _MARGIN + index * (column + _MARGIN)
         draw.text((left, 32), label, fill=_INK, font=font)
         draw.text((left, 55), _fitting(caption, small, column), fill=_FAINT, font=small)
         resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-        sheet.paste(_picture(pixels).resize(tile_size, resampling), (left, top))
+        pixels = _enlarged(pixels, height, width)
+        canvas.paste(_picture(pixels).resize(tile_size, resampling), (left, top))
     stream = io.BytesIO()
-    sheet.save(stream, format="png")
+    canvas.save(stream, format="png")
     return stream.getvalue()
 
 

@@ -1,0 +1,174 @@
+"""RMP beside the baselines on five linear tasks of Fashion-MNIST: ``python benchmarks/quality/linear_tasks.py``.
+
+Test images from number 5000 on (tune on others), noise 0.05 on [-1, 1], ``fashion`` prior. Every row is written to a
+CSV file as soon as it is finished, and a second run with the same number of images goes on from there; ``--print``
+shows what is there. Baselines come with their authors' settings and, as "tuned", with the best found on test images 0
+to 7.
+
+RMP takes ``rmp.presets.for_task`` where the package has it, else the defaults of ``Plan``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rmp_fast as rmp
+from rmp_fast import baselines, operators
+from rmp_fast.training.data import fashion_images
+
+NOISE = 0.05
+FIRST = 5000
+SIZE = (32, 32)
+FIELDS = ("task", "row", "images", "evaluations", "backward", "samples", "psnr", "standard_error", "seconds_per_image")
+
+TASKS: dict[str, Callable[[int], operators.Operator]] = {
+    "inpaint_random": lambda count: operators.Inpainting(
+        torch.stack([operators.random_mask((1, *SIZE), 0.7, seed=FIRST + index) for index in range(count)])
+    ),
+    "inpaint_box": lambda count: operators.Inpainting(operators.box_mask(SIZE, 12)),
+    "sr4": lambda count: operators.SuperResolution(4),
+    "gaussian_deblur": lambda count: operators.GaussianBlur(1.5),
+    "motion_deblur": lambda count: operators.Blur(operators.motion_kernel(9, 45)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method at a budget; ``settings`` are added to the authors' for the task unless ``tuned``."""
+
+    label: str
+    method: str
+    evaluations: int
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: int = 1
+    tuned: bool = False
+
+
+def rows(samples: int) -> list[Row]:
+    """In the order of their cost."""
+    found = [Row(f"rmp-{n}", "rmp", n) for n in (20, 40, 100)]
+    for n in (20, 100):
+        grid = rmp.schedules.log(n - 1, 0.05, 20.0)
+        found += [
+            Row(f"ddrm-{n}", "ddrm", n),
+            Row(f"ddrm-{n} tuned", "ddrm", n, {"eta": 1.0, "schedule": grid}, tuned=True),
+            Row(f"diffpir-{n}", "diffpir", n),
+            Row(f"diffpir-{n} tuned", "diffpir", n, {"strength": 1.0, "zeta": 1.0, "schedule": grid}, tuned=True),
+        ]
+    return [
+        *found,
+        Row("ddrm-100 quiet", "ddrm", 100, {"noise_scale": math.sqrt(0.5)}, tuned=True),
+        Row("pigdm-100", "pigdm", 100),
+        Row("pigdm-100 score", "pigdm", 100, {"weight": "score"}),
+        Row("reddiff-1000", "reddiff", 1000),
+        Row("daps-1000", "daps", 1000),
+        Row("dps-1000", "dps", 1000),
+        Row(f"{samples} x ddrm-100", "ddrm", 100, samples=samples),
+    ]
+
+
+def problem(task: str, count: int, cache: pathlib.Path) -> tuple[Tensor, operators.Operator, Tensor]:
+    """Images, operator and measurements; mask and noise of an image do not depend on ``count``."""
+    images = fashion_images(cache, "test")[FIRST : FIRST + count]
+    truth = torch.from_numpy(images).float() / 127.5 - 1
+    op = TASKS[task](count)
+    y = op.A(truth)
+    for index, item in enumerate(y):
+        item += NOISE * torch.randn(item.shape, generator=torch.Generator().manual_seed(FIRST + index))
+    return truth, op, op.A(y) if isinstance(op, operators.Inpainting) else y
+
+
+def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int, ...], prior: Any) -> rmp.Estimate:
+    if row.method != "rmp":
+        settings = row.settings if row.tuned else {**baselines.paper_settings(row.method, task), **row.settings}
+        return baselines.reconstruct(
+            row.method, y, op, prior, NOISE, evaluations=row.evaluations, samples=row.samples, shape=shape, **settings
+        )
+    presets = getattr(rmp, "presets", None)
+    options = {"schedule": rmp.schedules.log(row.evaluations // 2, 0.05, 20.0)}
+    if presets is not None:
+        options = presets.for_task(task, prior, evaluations=row.evaluations)
+    return rmp.Plan(op, prior, shape, NOISE, **options).execute(y)
+
+
+def read(path: pathlib.Path, count: int) -> dict[tuple[str, str], dict[str, str]]:
+    """Finished rows for that many images, by row and task."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {(entry["row"], entry["task"]): entry for entry in csv.DictReader(file) if int(entry["images"]) == count}
+
+
+def table(done: dict[tuple[str, str], dict[str, str]], labels: list[str]) -> str:
+    lines = [
+        f"{'PSNR in dB':22}"
+        + "".join(f"{task:>17}" for task in TASKS)
+        + f"{'evaluations':>13}{'backward':>10}{'s/image':>9}"
+    ]
+    for label in labels:
+        found = [done.get((label, task)) for task in TASKS]
+        entries = [entry for entry in found if entry is not None]
+        if not entries:
+            continue
+        cells = "".join(f"{float(entry['psnr']):17.2f}" if entry else f"{'':17}" for entry in found)
+        last = entries[-1]
+        seconds = sum(float(entry["seconds_per_image"]) for entry in entries) / len(entries)
+        lines.append(f"{label:22}{cells}{last['evaluations']:>13}{last['backward']:>10}{seconds:9.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=64, help="images (64)")
+    parser.add_argument("--samples", type=int, default=64, help="samples that the last row averages (64)")
+    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows, such as rmp-20 ddrm-100")
+    parser.add_argument(
+        "--csv", type=pathlib.Path, default=pathlib.Path("linear_tasks.csv"), help="where rows are kept"
+    )
+    parser.add_argument("--print", action="store_true", help="print the rows that are there and stop")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
+    args = parser.parse_args()
+    wanted = rows(args.samples)
+    labels = [row.label for row in wanted]
+    for label in args.rows or ():
+        if label not in labels:
+            parser.error(f"--rows must be of {', '.join(map(repr, labels))}, got {label!r}")
+    done = read(args.csv, args.count)
+    prior = rmp.priors.load("fashion")
+    for row in wanted:
+        for task in TASKS:
+            if args.print or (row.label, task) in done or (args.rows and row.label not in args.rows):
+                continue
+            truth, op, y = problem(task, args.count, args.data)
+            estimate = run(row, task, op, y, tuple(truth.shape), prior)
+            each = 10 * (4 / (estimate.mean.clamp(-1, 1) - truth).square().mean((1, 2, 3))).log10()
+            stats = estimate.stats
+            values = (
+                task, row.label, args.count, int(stats["evaluations"]), int(stats["backward_evaluations"]), row.samples,
+                f"{float(each.mean()):.4f}", f"{float(each.std()) / math.sqrt(args.count):.4f}",
+                f"{stats['seconds'] / args.count:.4f}",
+            )  # fmt: skip
+            entry = {name: str(value) for name, value in zip(FIELDS, values, strict=True)}
+            fresh = not args.csv.is_file()
+            with args.csv.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(entry)
+            done[row.label, task] = entry
+            print(f"{row.label:22}{task:18}{float(each.mean()):7.2f} dB", flush=True)
+    print(f"\n{args.count} images of Fashion-MNIST from number {FIRST}, noise {NOISE}")
+    print(table(done, labels))
+
+
+if __name__ == "__main__":
+    main()

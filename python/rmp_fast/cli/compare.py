@@ -1,0 +1,364 @@
+"""``rmp-fast compare``: methods side by side on the same simulated measurements, with the same noise and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import importlib
+import importlib.util
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import baselines, images, metrics, priors, schedules
+from ..operators import Operator
+from ..plan import Estimate, Plan
+from . import degrade, panel, record
+from .inputs import collect_inputs, make_output_folder
+from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
+from .tasks import TASKS, Settings, choice, derive_seed, resolve
+from .usage import UsageError
+
+__all__ = ["run"]
+
+RMP = "rmp"
+EVALUATIONS_OF_RMP = 20
+COLUMNS = ("image", "method", "psnr", "ssim", "evaluations", "backward_evaluations", "seconds", "ok")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A clean image that could be read."""
+
+    file: pathlib.Path
+    pixels: NDArray[np.float32]  # (C, H, W) on [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One image restored by one method; ``restoration`` (C, H, W) on [0, 1]."""
+
+    image: str
+    method: str
+    psnr: float
+    ssim: float | None
+    evaluations: int
+    backward_evaluations: int
+    seconds: float
+    ok: bool
+    restoration: NDArray[np.float32]
+
+    def entry(self) -> dict[str, Any]:
+        """What the files say of it."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code: 0, or 1 when an image or a method failed.
+
+    Raises:
+        UsageError: before any work, for anything that cannot be carried out as given.
+    """
+    if options.task is None:
+        raise UsageError(f"`--task` must be given, one of {', '.join(TASKS)}")
+    choice("--task", options.task, tuple(TASKS))
+    options.operator, options.simulate = options.task, True
+    settings = resolve(options)
+    _check_numbers(options)
+    evaluations = _evaluations(options)
+    if not options.images:
+        raise UsageError("`--images` must be given: clean image files, or folders with such files")
+    if options.out is None:
+        raise UsageError("`--out` must be given: the folder for the results")
+    files = collect_inputs(options.images, "--images")
+    choice("--prior", options.prior, tuple(priors.BUNDLED))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    prior = priors.load(options.prior)
+    comparison = Comparison(options, settings, prior, evaluations)
+    pictures, failures = _read(files)
+    for shape in dict.fromkeys(picture.pixels.shape for picture in pictures):
+        comparison.check(shape, next(p.file.name for p in pictures if p.pixels.shape == shape))
+    make_output_folder(options.out)
+
+    rows: list[Row] = []
+    for batch in _batches(pictures, options.batch_size):
+        found, failed = comparison.restore(batch)
+        rows += found
+        failures += failed
+        _write_pictures(comparison, batch, found, options)
+    _write_tables(comparison, rows, options)
+    if rows:
+        print(_table(rows))
+    return 1 if failures else 0
+
+
+class Comparison:
+    """The task, the prior and the methods of a run."""
+
+    def __init__(
+        self, options: argparse.Namespace, settings: Settings, prior: priors.NetworkPrior, evaluations: dict[str, int]
+    ) -> None:
+        self.options, self.settings, self.prior = options, settings, prior
+        self.methods: dict[str, baselines.Baseline | None] = {}
+        self.evaluations: dict[str, int] = {}
+        for name in dict.fromkeys(options.methods):
+            if name == RMP:
+                self.methods[name] = None
+                self.evaluations[name] = evaluations.get(name, EVALUATIONS_OF_RMP)
+                continue
+            try:
+                method = baselines.make(
+                    name, evaluations=evaluations.get(name), **baselines.paper_settings(name, settings.name)
+                )
+            except ValueError as error:
+                raise UsageError(f"`--methods` {name}: {error}") from error
+            self.methods[name], self.evaluations[name] = method, method.evaluations
+        if RMP in self.methods:
+            self.chain = _chain_options(settings.name, prior, self.evaluations[RMP])
+
+    def check(self, shape: tuple[int, ...], name: str) -> None:
+        """Refuse, before any work, images (C, H, W) that the task, the prior or a method cannot take."""
+        try:
+            op = degrade.build(self.settings, [name], shape, self.options.seed)
+            op.measurement_shape((1, *shape))
+            self.prior.check_image_shape((1, *shape))
+        except UsageError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: {error}") from error
+        where = ((1, *shape), torch.device("cpu"), torch.float32)
+        for label, method in self.methods.items():
+            reason = None if method is None else method.check(op, *where)
+            if reason is not None:
+                others = ", ".join([RMP, *baselines.usable(op, *where)])
+                raise UsageError(
+                    f"`--methods` {label} cannot serve {self.settings.name}: {reason}; those that can: {others}"
+                )
+
+    def restore(self, batch: Sequence[Picture]) -> tuple[list[Row], int]:
+        """The rows of a batch of images of one shape, and how many restorations failed."""
+        options, names = self.options, [picture.file.name for picture in batch]
+        truths = torch.from_numpy(np.stack([picture.pixels for picture in batch]))
+        op = degrade.build(self.settings, names, batch[0].pixels.shape, options.seed)
+        measured = degrade.simulate(op, truths, options.noise_std, names, options.seed)
+        seeds = torch.tensor([derive_seed(options.seed, "chain", name) for name in names], dtype=torch.int64)
+        # From [0, 1] to the prior's [-1, 1]: A(2 x - 1) + 2 n, for a linear A.
+        y = 2 * measured - op.A(torch.ones_like(truths))
+        rows = [self._without_prior(picture, y01) for picture, y01 in zip(batch, measured.numpy(), strict=True)]
+        failures = 0
+        for label, method in self.methods.items():
+            try:
+                estimate = self._estimate(method, op, y, tuple(truths.shape), seeds)
+            except (RuntimeError, ValueError, MemoryError) as cause:
+                for picture in batch:
+                    _complain(f"{label} could not restore {picture.file}: {cause or type(cause).__name__}")
+                failures += len(batch)
+                continue
+            for index, picture in enumerate(batch):
+                rows.append(self._row(label, estimate, index, picture))
+                if not rows[-1].ok:
+                    _complain(f"{label} left the finite range on {picture.file}")
+                    failures += 1
+        return rows, failures
+
+    def _estimate(
+        self, method: baselines.Baseline | None, op: Operator, y: Tensor, shape: tuple[int, ...], seeds: Tensor
+    ) -> Estimate:
+        noise = 2 * self.options.noise_std
+        if method is None:
+            return Plan(op, self.prior, shape, noise, **self.chain).execute(y, seeds=seeds)
+        samples = self.options.samples
+        return baselines.reconstruct_with(method, y, op, self.prior, noise, seeds=seeds, samples=samples, shape=shape)
+
+    def _row(self, label: str, estimate: Estimate, index: int, picture: Picture) -> Row:
+        stats, ok = estimate.stats, bool(estimate.ok[index])
+        restoration = np.zeros_like(picture.pixels)
+        if ok:
+            restoration = np.clip((estimate.mean[index].numpy() + 1) / 2, 0, 1).astype(np.float32)
+        return Row(
+            image=picture.file.name,
+            method=label,
+            psnr=metrics.psnr(restoration, picture.pixels),
+            ssim=metrics.ssim(restoration, picture.pixels),
+            evaluations=int(stats["evaluations"]),
+            backward_evaluations=int(stats["backward_evaluations"]),
+            seconds=stats["seconds"] / estimate.mean.shape[0],
+            ok=ok,
+            restoration=restoration,
+        )
+
+    def _without_prior(self, picture: Picture, measured: NDArray[Any]) -> Row:
+        mask = None
+        if self.settings.operator == "inpainting":
+            mask = degrade.mask_of(self.settings, picture.file.name, picture.pixels.shape, self.options.seed)
+        label, image = degrade.baseline(self.settings, measured, picture.pixels.shape, mask)
+        image = np.clip(image, 0, 1).astype(np.float32)
+        psnr, ssim = metrics.psnr(image, picture.pixels), metrics.ssim(image, picture.pixels)
+        return Row(picture.file.name, label, psnr, ssim, 0, 0, 0.0, True, image)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.noise_std is None:
+        raise UsageError(
+            "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
+        )
+    if not 0 <= options.noise_std < float("inf"):
+        raise UsageError(f"`--noise-std` must be a finite number >= 0, got {options.noise_std}")
+    for name in ("samples", "batch_size", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
+
+
+def _evaluations(options: argparse.Namespace) -> dict[str, int]:
+    """Evaluations by method, of those that were given any."""
+    known = (RMP, *baselines.REGISTRY)
+    for name in options.methods:
+        choice("--methods", name, known)
+    found: dict[str, int] = {}
+    own: dict[str, int] = {}
+    for word in options.evaluations:
+        name, separator, number = word.rpartition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise UsageError(f"`--evaluations` must be a whole number >= 1, or METHOD=N, got {word!r}")
+        if not separator:
+            found = dict.fromkeys(options.methods, int(number))
+        elif choice("--evaluations", name, known) not in options.methods:
+            raise UsageError(f"`--evaluations` {word} is for a method that `--methods` leaves out")
+        else:
+            own[name] = int(number)
+    return {**found, **own}
+
+
+def _chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
+    """RMP's tuned options for the task, or the defaults of Plan where there are none."""
+    if importlib.util.find_spec("rmp_fast.presets") is not None:
+        presets = importlib.import_module("rmp_fast.presets")
+        try:
+            options: dict[str, Any] = presets.for_task(task, prior, evaluations=evaluations)
+            return options
+        except ValueError as error:
+            if task in ("inpainting", "super_resolution", "gaussian_blur", "blur", "denoising"):
+                return _default_chain(evaluations)
+            raise UsageError(f"`--evaluations` of rmp: {error}") from error
+    return _default_chain(evaluations)
+
+
+def _default_chain(evaluations: int) -> dict[str, Any]:
+    if evaluations % 2:
+        raise UsageError(f"`--evaluations` of rmp must be even, two at every noise level, got {evaluations}")
+    return {"schedule": schedules.log(evaluations // 2, 0.05, 20.0)}
+
+
+def _read(files: Sequence[pathlib.Path]) -> tuple[list[Picture], int]:
+    """The images that can be read, those of one shape together, and the number of the others."""
+    pictures, failures = [], 0
+    for file in files:
+        try:
+            pictures.append(Picture(file, images.read(file).pixels))
+        except images.ImageError as error:
+            _complain(f"skipped {error}")
+            failures += 1
+    names = [picture.file.stem for picture in pictures]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"`--images` has several files called {name}; their pictures would overwrite each other")
+    return sorted(pictures, key=lambda picture: (picture.pixels.shape, picture.file.name)), failures
+
+
+def _batches(pictures: Sequence[Picture], batch_size: int | None) -> list[list[Picture]]:
+    batches: list[list[Picture]] = []
+    for picture in pictures:
+        shape = picture.pixels.shape
+        room = batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (shape[1] * shape[2])))
+        if not batches or batches[-1][0].pixels.shape != shape or len(batches[-1]) == room:
+            batches.append([])
+        batches[-1].append(picture)
+    return batches
+
+
+def _write_pictures(
+    comparison: Comparison, batch: Sequence[Picture], rows: Sequence[Row], options: argparse.Namespace
+) -> None:
+    for picture in batch:
+        tiles = []
+        for row in rows:
+            if row.image == picture.file.name:
+                caption = f"{row.psnr:.2f} dB" + ("" if row.ssim is None else f", SSIM {row.ssim:.3f}")
+                budget = f" ({row.evaluations})" if row.evaluations else ""
+                tiles.append((row.method + budget, caption, row.restoration))
+        parts = (picture.file.name, comparison.settings.name, f"noise {options.noise_std:g}", f"{options.prior} prior")
+        title = "  ·  ".join(parts)
+        data = panel.sheet([*tiles, ("truth", "", picture.pixels)], title)
+        images.write_atomically(options.out / f"{picture.file.stem}_compare.png", data)
+
+
+def _write_tables(comparison: Comparison, rows: Sequence[Row], options: argparse.Namespace) -> None:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS)
+    writer.writeheader()
+    writer.writerows(row.entry() for row in rows)
+    images.write_atomically(options.out / "compare.csv", stream.getvalue().encode())
+    settings = comparison.settings
+    document = {
+        "settings": {
+            "task": settings.name,
+            "operator_options": {key: settings.digests.get(key, value) for key, value in settings.options.items()},
+            "prior": options.prior,
+            "noise_std": options.noise_std,
+            "seed": options.seed,
+            "samples": options.samples,
+            "evaluations": comparison.evaluations,
+        },
+        "environment": record.environment(),
+        "means": _means(rows),
+        "rows": [row.entry() for row in rows],
+    }
+    data = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    images.write_atomically(options.out / "compare.json", data.encode())
+
+
+def _means(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Per method, over the images where it stayed finite."""
+    found = []
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [row for row in rows if row.method == method and row.ok]
+        if own:
+            ssim = [row.ssim for row in own if row.ssim is not None]
+            found.append(
+                {
+                    "method": method,
+                    "images": len(own),
+                    "psnr": float(np.mean([row.psnr for row in own])),
+                    "ssim": float(np.mean(ssim)) if ssim else None,
+                    "evaluations": own[0].evaluations,
+                    "backward_evaluations": own[0].backward_evaluations,
+                    "seconds": float(np.mean([row.seconds for row in own])),
+                }
+            )
+    return found
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [f"{'method':22}{'images':>7}{'PSNR':>8}{'SSIM':>8}{'forward':>9}{'backward':>10}{'s/image':>9}"]
+    for mean in _means(rows):
+        ssim = "" if mean["ssim"] is None else f"{mean['ssim']:.3f}"
+        lines.append(
+            f"{mean['method']:22}{mean['images']:7}{mean['psnr']:8.2f}{ssim:>8}{mean['evaluations']:9}"
+            f"{mean['backward_evaluations']:10}{mean['seconds']:9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _complain(text: str) -> None:
+    print(f"rmp-fast compare: {text}", file=sys.stderr)
