@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmp_fast import _core
+from rmp_fast.triton_step import TritonStep
 
 __all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close"]
 
@@ -116,9 +117,18 @@ class Problem:
         )
 
     def run(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+        if path == "triton":
+            denoised = torch.cat([self.denoised, self.denoised_mirror]) if self.antithetic else self.denoised
+            self.triton_step()(look, denoised, look + 1 if evaluation is None else evaluation)
+            return
         mirror = self.denoised_mirror.data_ptr() if self.antithetic else 0
         arguments = () if evaluation is None else (evaluation,)
         _core.NaturalStep(**self.buffers(), path=path).step(look, self.denoised.data_ptr(), mirror, *arguments)
+
+    def triton_step(self) -> TritonStep:
+        buffers = self.buffers()
+        del buffers["antithetic"]
+        return TritonStep(**buffers)
 
     def check(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
         expected = self.expected(look, look + 1 if evaluation is None else evaluation)
