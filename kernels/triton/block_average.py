@@ -41,7 +41,7 @@ def block_average(
             total += tl.load(row_ptr + row * width + column, inside & (row < rows), other=0.0)
     else:
         for row in range(0, rows):
-            total += tl.load(row_ptr + row.to(tl.int64) * width + column, inside, other=0.0)
+            total += tl.load(row_ptr + row * width + column, inside, other=0.0)
     block = first + tl.arange(0, BLOCKS)
     pixels = tl.maximum(rows * block_length(block, FACTOR, width), 1).to(tl.float32)
     tl.store(out_ptr + band.to(tl.int64) * blocks + block, block_sums(total, LANES) / pixels, block < blocks)

@@ -29,6 +29,19 @@ def precision_ratio(share, curvature):
 
 
 @triton.jit
+def learned(curvature, seen, rate):
+    """j <- (1 - rate) j + rate seen, or j where that is not finite."""
+    new = tl.fma(rate, seen - curvature, curvature)
+    return tl.where(is_finite(new), new, curvature)
+
+
+@triton.jit
+def is_finite(x):
+    """Whether x is neither NaN nor infinite."""
+    return tl.abs(x) <= 3.4028234663852886e38  # the largest float32
+
+
+@triton.jit
 def normal_radius(word):
     """sqrt(-2 ln u) of a word's uniform number."""
     u = ((word & 0xFFFFFF00) | 0x80).to(tl.int32, bitcast=True)

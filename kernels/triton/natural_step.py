@@ -1,15 +1,15 @@
 """One pass over the images: condition the denoised image on the measurement, move the mean, perturb it for the next look.
 
 A program handles a tile of ROWS x COLUMNS elements of one item. Where blocks of ROWS x ROWS are averaged these are a
-part of one band of blocks; otherwise ROWS is 1 and the item counts as one long row. A learned precision needs a sum
-over the whole item before it can perturb, so there the perturbation is a second kernel.
+part of one band of blocks; otherwise ROWS is 1 and the item counts as one long row. An isotropic learned precision needs
+a sum over the whole item before it can perturb, so there the perturbation is a second kernel.
 """
 
 import triton
 import triton.language as tl
 
 from .blocks import block_length, block_repeat, block_sums
-from .formulas import conditioned, group_normals, precision_ratio, stepped
+from .formulas import conditioned, group_normals, is_finite, learned, precision_ratio, stepped
 
 # Columns of `looks` (kernels/params.h).
 TO_PREVIOUS = tl.constexpr(0)
@@ -44,6 +44,11 @@ def change_of_tile(denoised, y, pixels, noise_ratio):
     return block_repeat(change, FACTOR)[None, :]
 
 
+# What the precision is.
+FIXED = tl.constexpr(0)
+ISOTROPIC = tl.constexpr(1)
+DIAGONAL = tl.constexpr(2)
+
 # Values that change from look to look, or from plan to plan, must not make another kernel.
 _VALUES = ["size", "height", "width", "factor", "tiles", "evaluation", "stream"]
 
@@ -60,10 +65,11 @@ def natural_step(
     looks_ptr,  # (B, 8)
     seeds_ptr,  # (B)
     ok_ptr,  # (B) uint8
-    curvature_ptr,  # (B) or None: fixed precision
-    curvature_before_ptr,  # (B), written
-    partial_ptr,  # (B, tiles of an item), written
-    y_ptr,  # (B, N), for blocks (B, planes, bands, blocks of a band), or None
+    curvature_ptr,  # None, (B) or (B, N) as PRECISION is fixed, isotropic or diagonal
+    curvature_before_ptr,  # (B), written where it is isotropic
+    partial_ptr,  # (B, tiles of an item), likewise
+    y_ptr,  # (B, N), for blocks (B, planes, bands, blocks of a band), for gradients g, or None
+    gradient_mirror_ptr,  # (B, N), the gradients of `denoised_mirror`, or None
     mask_ptr,  # (1 or B, N) uint8, or None
     averages_ptr,  # block averages of `denoised`, like y, where ROWS is 1; else None
     averages_mirror_ptr,  # of the mirrored ones
@@ -75,6 +81,8 @@ def natural_step(
     evaluation,
     stream,
     DRAWN: tl.constexpr,
+    GRADIENT: tl.constexpr,  # d + q g instead of d + gain A^T (y - A d)
+    PRECISION: tl.constexpr,
     SHARED_MASK: tl.constexpr,
     ALIGNED: tl.constexpr,  # every row begins at a multiple of four elements
     ROWS: tl.constexpr,
@@ -136,6 +144,10 @@ def natural_step(
             d += (y - tl.load(averages_ptr + place, inside, other=0.0)) * gain
             if denoised_mirror_ptr is not None:
                 down += (y - tl.load(averages_mirror_ptr + place, inside, other=0.0)) * gain
+        elif GRADIENT:
+            d = tl.fma(noise_ratio, tl.load(y_ptr + start + at, inside, other=0.0), d)
+            if denoised_mirror_ptr is not None:
+                down = tl.fma(noise_ratio, tl.load(gradient_mirror_ptr + start + at, inside, other=0.0), down)
         else:
             y = tl.load(y_ptr + start + at, inside, other=0.0)
             gain = 1.0 / (1.0 + noise_ratio)
@@ -158,31 +170,43 @@ def natural_step(
         probe = (d - down) * 0.5
         d = (d + down) * 0.5
     point = mean
-    if DRAWN or curvature_ptr is not None:
+    if DRAWN or PRECISION != FIXED:
         x = tl.load(input_ptr + start + at, inside, other=0.0)
         if DRAWN:
             point = x
     to_previous = coefficient(looks_ptr, item, TO_PREVIOUS)
     to_denoised = coefficient(looks_ptr, item, TO_DENOISED)
-    if curvature_ptr is not None:
-        curvature = tl.load(curvature_ptr + item)
+    scale = coefficient(looks_ptr, item, NEXT_STD)
+    if PRECISION != FIXED:
+        if PRECISION == DIAGONAL:
+            curvature = tl.load(curvature_ptr + start + at, inside, other=0.0)
+        else:
+            curvature = tl.load(curvature_ptr + item)
         ratio = precision_ratio(coefficient(looks_ptr, item, SHARE), curvature)
         to_previous *= ratio
         to_denoised *= ratio
     previous = tl.load(previous_ptr + start + at, inside, other=0.0)
     new = stepped(mean, previous, point, d, to_previous, to_denoised)
-    fine = tl.abs(new) <= 3.4028234663852886e38  # the largest float32
+    fine = is_finite(new)
     new = tl.where(fine, new, mean)
     tl.store(next_mean_ptr + start + at, new, inside)
-    tl.store(ok_ptr + item + at * 0, 0, inside & (fine == 0))
-    if curvature_ptr is not None:
+    # One thread holds four neighbours, so that this is done in its registers.
+    lost = tl.max(tl.reshape((inside & (fine == 0)).to(tl.int32), [ROWS, COLUMNS // 4, 4]), 2)
+    tl.store(ok_ptr + item + lost * 0, 0, lost != 0)
+    if PRECISION == ISOTROPIC:
         tl.store(partial_ptr + program, tl.sum(tl.where(inside, (x - mean) * probe, 0.0)))
         # `perturb` overwrites the curvature while others of its programs still need this one.
         if tile == 0:
             tl.store(curvature_before_ptr + item, curvature)
     else:
+        if PRECISION == DIAGONAL:
+            std = coefficient(looks_ptr, item, STD)
+            rate = coefficient(looks_ptr, item, RATE)
+            new_curvature = learned(curvature, (x - mean) * probe / (ratio * std * std), rate)
+            curvature = tl.where((rate != 0.0) & (std != 0.0), new_curvature, curvature)
+            tl.store(curvature_ptr + start + at, curvature, inside)
+            scale *= tl.sqrt_rn(precision_ratio(coefficient(looks_ptr, item, NEXT_SHARE), curvature))
         e = group_normals(tl.load(seeds_ptr + item), groups, evaluation, stream)
-        scale = coefficient(looks_ptr, item, NEXT_STD)
         write_input(new, scale, e, input_ptr, input_mirror_ptr, start, at, inside)
 
 
@@ -193,7 +217,7 @@ def perturb(
     input_mirror_ptr,  # (B, N) or None
     looks_ptr,  # (B, 8)
     seeds_ptr,  # (B)
-    curvature_ptr,  # (B) or None: fixed precision
+    curvature_ptr,  # None, (B) or (B, N) as PRECISION is fixed, isotropic or diagonal
     curvature_before_ptr,  # (B), what `natural_step` left, or None: nothing is learned
     partial_ptr,  # (B, sums), likewise
     size,  # N; with ALIGNED a quarter of it
@@ -201,6 +225,7 @@ def perturb(
     sums,  # of one item
     evaluation,
     stream,
+    PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -213,9 +238,15 @@ def perturb(
     tile = program % tiles
     if ALIGNED:
         size = size * 4
+    start = item.to(tl.int64) * size
+    at = tile * COLUMNS + tl.arange(0, COLUMNS)
     scale = coefficient(looks_ptr, item, NEXT_STD)
-    if curvature_ptr is not None:
-        if partial_ptr is not None:
+    if PRECISION != FIXED:
+        if PRECISION == DIAGONAL:
+            curvature = tl.load(curvature_ptr + start + at, at < size, other=0.0)
+        elif partial_ptr is None:
+            curvature = tl.load(curvature_ptr + item)
+        else:
             curvature = tl.load(curvature_before_ptr + item)
             std = coefficient(looks_ptr, item, STD)
             rate = coefficient(looks_ptr, item, RATE)
@@ -226,17 +257,11 @@ def perturb(
                 total += tl.load(partial_ptr + item.to(tl.int64) * sums + here, here < sums, other=0.0).to(tl.float64)
             ratio = precision_ratio(coefficient(looks_ptr, item, SHARE), curvature)
             seen = tl.sum(total).to(tl.float32) / (ratio * std * std * size.to(tl.float32))
-            learned = (1.0 - rate) * curvature + rate * seen
-            teaches = (tl.abs(learned) <= 3.4028234663852886e38) & (rate != 0.0) & (std != 0.0)
-            curvature = tl.where(teaches, learned, curvature)
+            curvature = tl.where((rate != 0.0) & (std != 0.0), learned(curvature, seen, rate), curvature)
             if tile == 0:
                 tl.store(curvature_ptr + item, curvature)
-        else:
-            curvature = tl.load(curvature_ptr + item)
         scale *= tl.sqrt_rn(precision_ratio(coefficient(looks_ptr, item, NEXT_SHARE), curvature))
-    at = tile * COLUMNS + tl.arange(0, COLUMNS)
     groups = tile * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)
     e = group_normals(tl.load(seeds_ptr + item), groups, evaluation, stream)
-    start = item.to(tl.int64) * size
     mean = tl.load(mean_ptr + start + at, at < size, other=0.0)
     write_input(mean, scale, e, input_ptr, input_mirror_ptr, start, at, at < size)

@@ -14,6 +14,8 @@ from .triton_ops import (
 
 __all__ = ["TritonStep"]
 
+FIXED, ISOTROPIC, DIAGONAL = range(3)  # what the kernels call the precisions
+
 _FLOAT = torch.float32
 
 
@@ -54,38 +56,49 @@ class TritonStep:
             raise ValueError(
                 f"`looks` must have shape (L, B, 8) = (L, {self._items}, 8), got {shape_text(looks.shape)}"
             )
-        per_item: dict[str, tuple[Tensor | None, tuple[torch.dtype, ...]]] = {
-            "seeds": (seeds, (torch.int64,)),
-            "ok": (ok, (torch.uint8, torch.bool)),
-            "curvature": (curvature, (_FLOAT,)),
-        }
-        for name, (values, dtypes) in per_item.items():
-            if values is not None:
-                check_buffer(name, values, *dtypes, shape=(self._items,), axes="(B,)", device=self._device)
+        check_buffer("seeds", seeds, torch.int64, shape=(self._items,), axes="(B,)", device=self._device)
+        check_buffer("ok", ok, torch.uint8, torch.bool, shape=(self._items,), axes="(B,)", device=self._device)
+        precision = self._precision(curvature)
         self._rows = looks.unbind(0)
         self._input, self._mirror = input, input_mirror
         self._denoised_shape = mean.shape if input_mirror is None else (2 * self._items, *mean.shape[1:])
         self._correct(correction, y, mask, factor)
-        self._bind(previous, mean, next_mean, seeds, as_bytes(ok), curvature, drawn, signed(stream))
+        self._bind(previous, mean, next_mean, seeds, as_bytes(ok), curvature, precision, drawn, signed(stream))
         self._compile(looks)
 
     def _check_image(self, name: str, image: Tensor) -> None:
         check_buffer(name, image, _FLOAT, shape=self._shape, axes="(B, ...)", device=self._device)
+
+    def _precision(self, curvature: Tensor | None) -> int:
+        if curvature is None:
+            return FIXED
+        check_buffer("curvature", curvature, _FLOAT, device=self._device)
+        if tuple(curvature.shape) not in ((self._items,), tuple(self._shape)):
+            shape, got = shape_text(self._shape), shape_text(curvature.shape)
+            raise ValueError(f"`curvature` must have shape (B,) or (B, ...) = {shape}, got {got}")
+        return ISOTROPIC if curvature.ndim == 1 else DIAGONAL
 
     def _correct(self, correction: str, y: Tensor | None, mask: Tensor | None, factor: int) -> None:
         """What the step is told about the measurement and its tiles."""
         self._tiles, self._warps, tiling = tiles_of(self._size)
         self._averages: Launch | None = None
         self._given: dict[str, Any] = {
-            "y_ptr": None, "mask_ptr": None, "averages_ptr": None, "averages_mirror_ptr": None, "height": 1, "width": 1,
-            "factor": 1, "SHARED_MASK": False, "ROWS": 1, **tiling,
+            "y_ptr": None, "gradient_mirror_ptr": None, "mask_ptr": None, "averages_ptr": None, "averages_mirror_ptr": None,
+            "height": 1, "width": 1, "factor": 1, "GRADIENT": False, "SHARED_MASK": False, "ROWS": 1, **tiling,
         }  # fmt: skip
-        check_choice("correction", correction, ("none", "mask", "block_average"))
+        check_choice("correction", correction, ("none", "mask", "block_average", "gradient"))
         if correction == "none":
             return
         if y is None:
             raise ValueError(f"`y` must be given when `correction` is {correction!r}")
         self._given["y_ptr"] = y
+        if correction == "gradient":
+            axes = "(B, ...)" if self._mirror is None else "(2 B, ...)"
+            check_buffer("y", y, _FLOAT, shape=self._denoised_shape, axes=axes, device=self._device)
+            self._given.update(y_ptr=y[: self._items], GRADIENT=True)
+            if self._mirror is not None:
+                self._given.update(gradient_mirror_ptr=y[self._items :])
+            return
         if correction == "mask":
             self._check_image("y", y)
             if mask is not None:
@@ -120,14 +133,15 @@ class TritonStep:
 
     def _bind(
         self, previous: Tensor, mean: Tensor, next_mean: Tensor, seeds: Tensor, ok: Tensor, curvature: Tensor | None,
-        drawn: bool, stream: int,
+        precision: int, drawn: bool, stream: int,
     ) -> None:  # fmt: skip
         before = partial = None
-        if curvature is not None:
+        if curvature is not None and precision == ISOTROPIC:
             before, partial = torch.empty_like(curvature), mean.new_empty(self._items * self._tiles)
         shared = {
             "input_ptr": self._input, "input_mirror_ptr": self._mirror, "seeds_ptr": seeds, "stream": stream,
             "curvature_ptr": curvature, "curvature_before_ptr": before, "partial_ptr": partial,
+            "PRECISION": precision,
         }  # fmt: skip
         file = kernels("natural_step")
         images = {"previous_ptr": previous, "mean_ptr": mean, "next_mean_ptr": next_mean, "ok_ptr": ok}
@@ -137,7 +151,7 @@ class TritonStep:
         first = {**shared, **tiling, "mean_ptr": mean, "sums": 0, "curvature_before_ptr": None, "partial_ptr": None}
         self._perturb = Launch(file.perturb, self._items * tiles, warps, self._device, first)
         self._learn: Launch | None = None
-        if curvature is not None:
+        if precision == ISOTROPIC:
             second = {**shared, **tiling, "mean_ptr": next_mean, "sums": self._tiles}
             self._learn = Launch(file.perturb, self._items * tiles, warps, self._device, second)
 
