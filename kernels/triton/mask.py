@@ -22,9 +22,6 @@ def mask(
     start = (program // tiles).to(tl.int64) * size
     at = program % tiles * COLUMNS + tl.arange(0, COLUMNS)
     inside = at < size
-    if SHARED_MASK:
-        seen = tl.load(mask_ptr + at, inside, other=0)
-    else:
-        seen = tl.load(mask_ptr + start + at, inside, other=0)
+    seen = tl.load(mask_ptr + (at if SHARED_MASK else start + at), inside, other=0)
     x = tl.load(x_ptr + start + at, inside, other=0.0)
     tl.store(out_ptr + start + at, tl.where(seen != 0, x, 0.0), inside)

@@ -1,8 +1,8 @@
-"""One pass over the images: condition the denoised image on the measurement, move the mean, perturb it for the next look.
+"""One pass over the images: condition the denoised image on the measurement, move the mean, perturb it for the next.
 
 A program handles a tile of ROWS x COLUMNS elements of one item. Where blocks of ROWS x ROWS are averaged these are a
-part of one band of blocks; otherwise ROWS is 1 and the item counts as one long row. An isotropic learned precision needs
-a sum over the whole item before it can perturb, so there the perturbation is a second kernel.
+part of one band of blocks; otherwise ROWS is 1 and the item counts as one long row. An isotropic learned precision
+needs a sum over the whole item before it can perturb, so there the perturbation is a second kernel.
 """
 
 import triton
@@ -152,10 +152,7 @@ def natural_step(
             y = tl.load(y_ptr + start + at, inside, other=0.0)
             gain = 1.0 / (1.0 + noise_ratio)
             if mask_ptr is not None:
-                if SHARED_MASK:
-                    seen = tl.load(mask_ptr + at, inside, other=0) != 0
-                else:
-                    seen = tl.load(mask_ptr + start + at, inside, other=0) != 0
+                seen = tl.load(mask_ptr + (at if SHARED_MASK else start + at), inside, other=0) != 0
                 d = tl.where(seen, conditioned(d, y, gain), d)
                 if denoised_mirror_ptr is not None:
                     down = tl.where(seen, conditioned(down, y, gain), down)

@@ -33,10 +33,8 @@ def spectral(
     PARTS: tl.constexpr = 2 if COMPLEX else 1
     numbers = size // PARTS
     here = left // PARTS + tl.arange(0, COLUMNS // PARTS)
-    if SHARED_ENERGY:
-        energy = tl.load(energy_ptr + here, here < numbers, other=0.0)
-    else:
-        energy = tl.load(energy_ptr + item.to(tl.int64) * numbers + here, here < numbers, other=0.0)
+    first = 0 if SHARED_ENERGY else item.to(tl.int64) * numbers
+    energy = tl.load(energy_ptr + first + here, here < numbers, other=0.0)
     if COMPLEX:
         energy = tl.interleave(energy, energy)
     c = tl.load(coefficients_ptr + start + at, inside, other=0.0)

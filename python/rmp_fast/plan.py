@@ -30,6 +30,7 @@ from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
 from .priors import GaussianMixture, Prior
 from .start import smooth_start
 from .torch_step import TorchStep
+from .triton_step import TritonStep
 
 __all__ = ["NOISES", "Estimate", "Plan", "reconstruct"]
 
@@ -99,8 +100,8 @@ class Plan:
         branches: K chains whose means are averaged, one after the other, each a sample while s_k > ``switch_level``
             and a mean below; their variance becomes :attr:`Estimate.variance`. 1: one chain of means.
         switch_level: s below which branches follow the mean.
-        backend: ``"auto"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
-        device, dtype: of the state; float32 for ``cpu``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
+        device, dtype: of the state; float32 for ``triton`` and ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion.
 
     Raises:
@@ -265,7 +266,8 @@ class Plan:
         a, b = self._means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
-        bound: Callable[..., loop.Step] = loop.CompiledStep if self.backend == "cpu" else TorchStep
+        steps: dict[str, Callable[..., loop.Step]] = {"cpu": loop.CompiledStep, "triton": TritonStep}
+        bound = steps.get(self.backend, TorchStep)
         self.steps = [
             [
                 bound(previous=mu if remembers else m, mean=m, next_mean=mu, **options),
@@ -465,7 +467,7 @@ class Plan:
             return denoised
         if isinstance(self.form, Spectral):
             coefficients = self.form.analysis(denoised)
-            backend = "auto" if self.backend == "cpu" else "torch"
+            backend = "auto" if self.backend == "cpu" else self.backend
             update = not self.form.complete
             ratio = self.noise_ratios[look]
             ops.spectral(

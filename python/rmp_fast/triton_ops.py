@@ -37,8 +37,8 @@ __all__ = [
     "power_of_two",
     "quarter",
     "separable_blur",
-    "spectral",
     "signed",
+    "spectral",
     "tile_of",
     "tiles_of",
     "unavailable_reason",
@@ -249,7 +249,7 @@ def separable_blur(x: Tensor, taps_v: Tensor, taps_h: Tensor, boundary: str, adj
         return
     lines = x.numel() // width
     columns = max(32, min(128, power_of_two(width)))
-    rows = 1024 // columns
+    rows = 512 // columns  # the adjoint keeps many positions in registers
     tiles = -(-width // columns)
     length, aligned = quarter(width)
     between = torch.empty_like(x)

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from ._checks import check_buffer, check_choice, check_denoised, shape_text
 from .triton_ops import (
-    Launch, as_bytes, averages, check_shared, check_size, item_size, kernels, power_of_two, signed, tile_of, tiles_of,
+    Launch,
+    as_bytes,
+    averages,
+    check_shared,
+    check_size,
+    item_size,
+    kernels,
+    power_of_two,
+    signed,
+    tile_of,
+    tiles_of,
 )  # fmt: skip
 
 __all__ = ["TritonStep"]
@@ -83,8 +93,9 @@ class TritonStep:
         self._tiles, self._warps, tiling = tiles_of(self._size)
         self._averages: Launch | None = None
         self._given: dict[str, Any] = {
-            "y_ptr": None, "gradient_mirror_ptr": None, "mask_ptr": None, "averages_ptr": None, "averages_mirror_ptr": None,
-            "height": 1, "width": 1, "factor": 1, "GRADIENT": False, "SHARED_MASK": False, "ROWS": 1, **tiling,
+            "y_ptr": None, "gradient_mirror_ptr": None, "mask_ptr": None, "averages_ptr": None,
+            "averages_mirror_ptr": None, "height": 1, "width": 1, "factor": 1, "GRADIENT": False, "SHARED_MASK": False,
+            "ROWS": 1, **tiling,
         }  # fmt: skip
         check_choice("correction", correction, ("none", "mask", "block_average", "gradient"))
         if correction == "none":
