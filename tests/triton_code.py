@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels as the host launches them, and prints what their machine code holds, as JSON.
+"""Compiles the Triton kernels for one target as the host launches them, and prints what the code holds, as JSON.
 
 A program of its own, for a process that does not interpret kernels. Nothing is launched, and no device is needed.
 """
@@ -9,6 +9,7 @@ import collections
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,10 +61,10 @@ def operators(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], None]]
                 lambda b=boundary, a=adjoint: triton_ops.separable_blur(x, taps, taps, b, a, torch.empty_like(x)),
             )
     wide = torch.ones(2 * max(shape) + 3)
-    for boundary in triton_ops.BOUNDARIES[:2]:
+    for boundary, adjoint in (("circular", False), ("reflect", False), ("reflect", True)):
         yield (
-            f"{boundary}, wider than the image",
-            lambda b=boundary: triton_ops.separable_blur(x, wide, wide, b, False, torch.empty_like(x)),
+            f"{boundary}{' adjoint' if adjoint else ''}, wider than the image",
+            lambda b=boundary, a=adjoint: triton_ops.separable_blur(x, wide, wide, b, a, torch.empty_like(x)),
         )
     for kind in (torch.float32, torch.complex64):
         for energies in (1, shape[0]):
@@ -172,19 +173,18 @@ def amd(compiled: Any) -> dict[str, Any]:
 
 
 def main() -> None:
+    gpu = TARGETS[sys.argv[1]]
     rows = []
     for name, launch, arguments in launches():
-        for target, gpu in TARGETS.items():
-            made = triton.compile(source(launch.kernel, arguments), target=gpu, options={"num_warps": launch.warps})
-            constants = {k: v for k, v in arguments.items() if k.isupper()}
-            given = sorted(k for k, v in arguments.items() if isinstance(v, torch.Tensor))
-            rows.append(
-                {
-                    "case": name, "kernel": launch.kernel.fn.__name__, "target": target, "given": given,
-                    "constants": constants, "threads": launch.warps * gpu.warp_size, **tensor_bytes(made.asm["ttgir"]),
-                    **(nvidia(made) if gpu.backend == "cuda" else amd(made)),
-                }
-            )  # fmt: skip
+        made = triton.compile(source(launch.kernel, arguments), target=gpu, options={"num_warps": launch.warps})
+        row = {
+            "case": name,
+            "kernel": launch.kernel.fn.__name__,
+            "constants": {k: v for k, v in arguments.items() if k.isupper()},
+            "given": sorted(k for k, v in arguments.items() if isinstance(v, torch.Tensor)),
+            "threads": launch.warps * gpu.warp_size,
+        }
+        rows.append({**row, **tensor_bytes(made.asm["ttgir"]), **(nvidia if gpu.backend == "cuda" else amd)(made)})
     print(json.dumps(rows))
 
 

@@ -105,14 +105,16 @@ def blur_axis(
         if BOUNDARY == REPLICATE:
             total += beyond_edges(x_ptr, taps_ptr, i, n, radius, stride, inside)
         else:
-            for image in range(1, tl.cdiv(radius, n) + 1):
-                for side in tl.static_range(2):
-                    # Image q of pixel i lies at n q + i, or n q + n - 1 - i where q is odd.
-                    q = image if side == 0 else -image
-                    to = n * q + tl.where(q % 2 == 0, i, n - 1 - i)
-                    reached = inside & (to >= -radius) & (to < n + radius)
-                    if tl.max(reached.to(tl.int32)) > 0:
+            most = 1 if NEAR else tl.cdiv(radius, n)
+            for image in range(-most, most + 1):
+                # Image q of pixel i lies at n q + i, or n q + n - 1 - i where q is odd.
+                to = n * image + (i if image % 2 == 0 else n - 1 - i)
+                reached = inside & (to >= -radius) & (to < n + radius) & (image != 0)
+                if NEAR:
+                    if tl.max(reached.to(tl.int32)) > 0:  # few tiles lie at an edge
                         total += spread_to(x_ptr, taps_ptr, to, n, radius, stride, reached)
+                else:
+                    total += spread_to(x_ptr, taps_ptr, to, n, radius, stride, reached)
     else:
         total = tl.zeros([ROWS, COLUMNS], tl.float32)
         for k in range(0, 2 * radius + 1):

@@ -225,6 +225,7 @@ def block_average_adjoint(y: Tensor, factor: int, out: Tensor) -> None:
     height, width, factor = _check_blocks(out, "out", y, "y", factor)
     size = height * width
     columns, warps = tile_of(size)
+    columns = max(128, columns // 2)  # the places of the blocks take many registers
     tiles = -(-size // columns)
     arguments = {
         "y_ptr": y, "out_ptr": out, "height": height, "width": width, "factor": factor, "tiles": tiles,
