@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
 from typing import Any
 
 import oracle
 import torch
 from torch import Tensor
 
-from rmp_fast import _core
+from rmp_fast import _core, triton_ops
+from rmp_fast.triton_step import TritonStep
 
-__all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close"]
+__all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close", "kernels"]
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:
@@ -29,6 +32,17 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "")
 STEP_BOUND = 2e-6
 # Mean of up to 64 float32 products divided by a small number: the sum over an item of rounding errors of 2^-24.
 CURVATURE_BOUND = 2e-5
+
+
+_NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
+
+
+def kernels(path: str) -> SimpleNamespace:
+    """The kernels on one path: a code path of ``_core``, or "triton"."""
+    if path != "triton":
+        return SimpleNamespace(**{name: functools.partial(getattr(_core, name), path=path) for name in _NAMES})
+    functions = {name: getattr(triton_ops, name) for name in _NAMES[:-1]}
+    return SimpleNamespace(**functions, NaturalStep=lambda antithetic=False, **buffers: TritonStep(**buffers))
 
 
 class Problem:
@@ -116,9 +130,14 @@ class Problem:
         )
 
     def run(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+        step = kernels(path).NaturalStep(**self.buffers())
+        if path == "triton":
+            denoised = torch.cat([self.denoised, self.denoised_mirror]) if self.antithetic else self.denoised
+            step(look, denoised, look + 1 if evaluation is None else evaluation)
+            return
         mirror = self.denoised_mirror.data_ptr() if self.antithetic else 0
         arguments = () if evaluation is None else (evaluation,)
-        _core.NaturalStep(**self.buffers(), path=path).step(look, self.denoised.data_ptr(), mirror, *arguments)
+        step.step(look, self.denoised.data_ptr(), mirror, *arguments)
 
     def check(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
         expected = self.expected(look, look + 1 if evaluation is None else evaluation)

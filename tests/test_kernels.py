@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import oracle
 import pytest
 import torch
-from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close
+from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close, kernels
 from torch import Tensor
 
-from rmp_fast import _core, reference
+from rmp_fast import _core, reference, triton_ops
+
+T = TypeVar("T")
 
 ALL_PATHS = ("avx512", "avx2", "wide", "baseline")
 
 
-def _path_parameter(path: str) -> Any:
+def _cpu_parameter(path: str) -> Any:
     reason = f"this processor, or this build, has no {path} path"
     return pytest.param(path, marks=pytest.mark.skipif(path not in _core.cpu_paths(), reason=reason))
 
 
-@pytest.fixture(params=[_path_parameter(path) for path in ALL_PATHS])
+CPU_PATHS = [_cpu_parameter(path) for path in ALL_PATHS]
+_no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here"))
+
+
+@pytest.fixture(params=[*CPU_PATHS, TRITON])
 def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=CPU_PATHS)
+def cpu_path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def cases(path: str, compiled: Sequence[T], interpreted: Sequence[T]) -> Sequence[T]:
+    """Those to try on a path: interpreting takes some ten milliseconds per tile of 1024 elements."""
+    return interpreted if path == "triton" else compiled
 
 
 @pytest.fixture
@@ -34,20 +51,22 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-# Item lengths that are no multiple of any vector, and items of more than one chunk of 4096.
+# Item lengths that are no multiple of any vector, and items of more than one chunk of 4096; or of more than one tile,
+# with lines that begin at multiples of four and lines that do not.
 SHAPES = [(3, 2, 7, 5), (3, 3, 37, 41)]
+INTERPRETED_SHAPES = [(3, 2, 7, 5), (3, 1, 37, 28)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_step(path: str, shape: tuple[int, ...], mode: str, correction: str) -> None:
-    Problem(shape, **MODES[mode], **CORRECTIONS[correction]).check(path)
+def test_step(path: str, mode: str, correction: str) -> None:
+    for shape in cases(path, SHAPES, INTERPRETED_SHAPES):
+        Problem(shape, **MODES[mode], **CORRECTIONS[correction]).check(path)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_step_of_every_remainder(path: str, mode: str) -> None:
-    for size in range(1, 71):
+    for size in cases(path, range(1, 71), (1, 2, 3, 4, 127, 129)):
         Problem((2, size), correction="mask", masks=2, seed=size, **MODES[mode]).check(path)
 
 
@@ -59,7 +78,8 @@ def test_step_of_no_and_one_item(path: str, mode: str, batch: int) -> None:
 
 @pytest.mark.parametrize("factor", [1, 5, 8, 16])
 def test_step_with_blocks_wider_than_a_vector(path: str, factor: int) -> None:
-    Problem((2, 3, 33, 70), correction="block_average", factor=factor).check(path)
+    for shape in cases(path, [(2, 3, 33, 70)], [(2, 1, 33, 36), (1, 1, 17, 22)]):
+        Problem(shape, correction="block_average", factor=factor).check(path)
 
 
 def test_step_takes_the_evaluation_it_is_told(path: str) -> None:
@@ -77,9 +97,13 @@ def test_unperturbed_input_may_be_the_mean(path: str) -> None:
     problem.input = problem.mean
     problem.looks[..., oracle.NEXT_STD] = 0
     problem.check(path)
-    problem.looks[1, 0, oracle.NEXT_STD] = 0.1
+
+
+def test_perturbed_input_must_not_be_the_mean(cpu_path: str) -> None:
+    problem = Problem((2, 77))
+    problem.input = problem.mean
     with pytest.raises(ValueError, match="`input` must be another tensor than `mean` and `next_mean`"):
-        problem.run(path)
+        problem.run(cpu_path)
 
 
 @pytest.mark.parametrize("column", [oracle.RATE, oracle.STD])
@@ -103,7 +127,7 @@ def test_precision_ratio_keeps_its_bounds(path: str, curvature: float) -> None:
 
 @pytest.mark.parametrize("mode", ["control", "learned", "diagonal", "antithetic"])
 def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
-    problem = Problem((3, 3, 37, 41), **MODES[mode])
+    problem = Problem(cases(path, SHAPES, INTERPRETED_SHAPES)[1], **MODES[mode])
     problem.next_mean = problem.mean.clone()
     kept = [problem.mean.clone(), problem.ok.clone(), problem.next_mean.clone()]
     expected = problem.expected(1, 5)
@@ -115,7 +139,7 @@ def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
         scale = scale[:, None] * (1 / (1 - share.double()[:, None] * j).clamp(0.25, 4)).sqrt()
     e = reference.normals(problem.seeds, 5, 0, problem.mean[0].numel())
     offset = (scale.reshape(3, -1) * e).reshape(problem.mean.shape)
-    _core.NaturalStep(**problem.buffers(), path=path).perturb(1, 5)
+    kernels(path).NaturalStep(**problem.buffers()).perturb(1, 5)
     assert_close(problem.input, problem.mean + offset, STEP_BOUND)
     if problem.antithetic:
         assert_close(problem.input_mirror, problem.mean - offset, STEP_BOUND)
@@ -126,15 +150,16 @@ def test_perturb_changes_the_input_alone(path: str, mode: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("mode", ["control", "learned", "diagonal", "antithetic"])
 def test_what_leaves_the_finite_range_stays_alone(path: str, mode: str, value: float) -> None:
-    healthy = Problem((3, 3, 37, 41), **MODES[mode])
-    broken = Problem((3, 3, 37, 41), **MODES[mode])
-    broken.denoised[1, 1, 3, 5] = value
+    shape = cases(path, SHAPES, INTERPRETED_SHAPES)[1]
+    healthy = Problem(shape, **MODES[mode])
+    broken = Problem(shape, **MODES[mode])
+    broken.denoised[1, -1, 3, 5] = value
     broken.looks[..., oracle.TO_DENOISED] = healthy.looks[..., oracle.TO_DENOISED] = 4
-    before = broken.mean[1, 1, 3, 5].item()
+    before = broken.mean[1, -1, 3, 5].item()
     for problem in (healthy, broken):
         problem.run(path)
     assert broken.ok.tolist() == [1, 0, 1]
-    assert broken.next_mean[1, 1, 3, 5].item() == before
+    assert broken.next_mean[1, -1, 3, 5].item() == before
     assert broken.input.isfinite().all()
     for name in ("next_mean", "input", "input_mirror", "curvature"):
         ours, theirs = getattr(broken, name), getattr(healthy, name)
@@ -153,14 +178,14 @@ def test_item_alone_and_any_thread_count_give_the_same_bits(
     path: str, mode: str, correction: str, threads: Callable[[int], None]
 ) -> None:
     # Large enough for several threads, odd enough that items begin anywhere in a vector.
-    shape = (3, 3, 67, 131)
+    shape = cases(path, [(3, 3, 67, 131)], [(3, 1, 36, 31)])[0]
     made = {}
-    for count in (1, 2, 4):
+    for count in cases(path, (1, 2, 4), (1,)):
         threads(count)
         made[count] = Problem(shape, **MODES[mode], **CORRECTIONS[correction])
         made[count].run(path)
     names = ("next_mean", "input", "input_mirror", "curvature")
-    for count, name in itertools.product((2, 4), names):
+    for count, name in itertools.product(made, names):
         if getattr(made[1], name) is not None:
             assert torch.equal(getattr(made[1], name), getattr(made[count], name)), (count, name)
     batch = Problem(shape, **MODES[mode], **CORRECTIONS[correction])
@@ -173,26 +198,27 @@ def test_item_alone_and_any_thread_count_give_the_same_bits(
 
 
 def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Callable[[int], None]) -> None:
-    x = torch.randn(3, 3, 67, 131)
-    kept = (torch.rand(3, 3, 67, 131) > 0.5).to(torch.uint8)
-    taps = torch.rand(45)
+    channels, height, width = cases(path, [(3, 67, 131)], [(1, 36, 31)])[0]
+    x = torch.randn(3, channels, height, width)
+    kept = (torch.rand(x.shape) > 0.5).to(torch.uint8)
+    taps = torch.rand(cases(path, [45], [5])[0])
     energy, data = torch.rand_like(x), torch.randn_like(x)
     ratio = torch.rand(3)
 
     def everything(x: Tensor, kept: Tensor, energy: Tensor, data: Tensor, ratio: Tensor) -> list[Tensor]:
         out = [torch.empty_like(x) for _ in range(6)]
-        blocks = torch.empty(len(x), 3, 17, 33)
-        _core.mask(x, kept, out[0], path=path)
-        _core.block_average(x, 4, blocks, path=path)
-        _core.block_average_adjoint(blocks, 4, out[1], path=path)
-        _core.separable_blur(x, taps, taps, "reflect", False, out[2], path=path)
-        _core.separable_blur(x, taps, taps, "reflect", True, out[3], path=path)
-        _core.spectral(x, energy, data, ratio, out[4], False, path=path)
-        _core.normals(torch.arange(3)[: len(x)], 1, 0, out[5], path=path)
+        blocks = torch.empty(len(x), channels, -(-height // 4), -(-width // 4))
+        kernels(path).mask(x, kept, out[0])
+        kernels(path).block_average(x, 4, blocks)
+        kernels(path).block_average_adjoint(blocks, 4, out[1])
+        kernels(path).separable_blur(x, taps, taps, "reflect", False, out[2])
+        kernels(path).separable_blur(x, taps, taps, "reflect", True, out[3])
+        kernels(path).spectral(x, energy, data, ratio, out[4], False)
+        kernels(path).normals(torch.arange(3)[: len(x)], 1, 0, out[5])
         return [*out, blocks]
 
     results = []
-    for count in (1, 2, 4):
+    for count in cases(path, (1, 2, 4), (1,)):
         threads(count)
         results.append(everything(x, kept, energy, data, ratio))
     for other in results[1:]:
@@ -216,25 +242,26 @@ def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Ca
         ),
     ],
 )
-def test_philox_known_answers(path: str, counter: list[int], key: list[int], expected: list[int]) -> None:
+def test_philox_known_answers(cpu_path: str, counter: list[int], key: list[int], expected: list[int]) -> None:
     """The vectors published with Random123 (kat_vectors)."""
-    assert list(_core.philox(counter, key, path=path)) == expected
+    assert list(_core.philox(counter, key, path=cpu_path)) == expected
 
 
 def test_normals_against_the_oracle(path: str) -> None:
     seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63)])
-    for size, evaluation, stream in [(1, 0, 0), (63, 1, 0), (4099, 2**32 - 1, 5), (20_003, 7, 2**32 - 1)]:
+    long = cases(path, [20_003], [1030])[0]
+    for size, evaluation, stream in [(1, 0, 0), (63, 1, 0), (long // 5, 2**32 - 1, 5), (long, 7, 2**32 - 1)]:
         out = torch.empty(5, size)
-        _core.normals(seeds, evaluation, stream, out, path=path)
+        kernels(path).normals(seeds, evaluation, stream, out)
         # Angles are rounded to 2^-24 of half a turn and the radius reaches 5.9: at most about 1e-6, mostly 1e-7.
         error = (out.double() - reference.normals(seeds, evaluation, stream, size)).abs()
         assert error.max() < 1e-6
         assert error.square().mean().sqrt() < 1e-7
 
 
-def test_moments_of_the_normals(path: str) -> None:
+def test_moments_of_the_normals(cpu_path: str) -> None:
     out = torch.empty(4, 500_000)
-    _core.normals(torch.arange(4), 3, 0, out, path=path)
+    kernels(cpu_path).normals(torch.arange(4), 3, 0, out)
     z = out.double().flatten()
     n = z.numel()
     # Five standard errors of each moment's estimate: var(z^k) is 1, 2, 15, 96.
@@ -256,21 +283,21 @@ def test_mask(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for masks in {1, shape[0]}:
         kept = (torch.rand(masks, *shape[1:]) > 0.5).to(dtype) * (1 if dtype is torch.bool else 255)
         out = torch.full(shape, 7.0)
-        _core.mask(x, kept.to(dtype), out, path=path)
+        kernels(path).mask(x, kept.to(dtype), out)
         assert torch.equal(out, torch.where(kept.bool(), x, 0.0))
 
 
 @pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
-@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16, 99])
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16, 33, 99])
 def test_block_average(path: str, shape: tuple[int, ...], factor: int) -> None:
     x = torch.randn(shape)
     out = torch.empty(*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor))
-    _core.block_average(x, factor, out, path=path)
+    kernels(path).block_average(x, factor, out)
     # Sums of at most 70 and then 64 numbers in pairs or in a row: less than 134 roundings of 2^-24 of their size.
     assert_close(out, oracle.block_average(x, factor), 1e-6)
     y = torch.randn_like(out)
     back = torch.empty(shape)
-    _core.block_average_adjoint(y, factor, back, path=path)
+    kernels(path).block_average_adjoint(y, factor, back)
     counts = oracle.block_counts(*shape[2:], factor)
     assert_close(back, oracle.block_repeat(y / counts, factor, *shape[2:]), 1e-7)
 
@@ -279,31 +306,31 @@ def test_block_average(path: str, shape: tuple[int, ...], factor: int) -> None:
 @pytest.mark.parametrize("adjoint", [False, True])
 @pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
 def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoint: bool) -> None:
-    for lengths in [(1, 1), (3, 5), (1, 41), (61, 9), (101, 201)]:
+    for lengths in cases(path, [(1, 1), (3, 5), (1, 41), (61, 9), (101, 201)], [(3, 5), (19, 11)]):
         g = torch.Generator().manual_seed(sum(lengths))
         vertical, horizontal = (torch.rand(n, generator=g) for n in lengths)
         vertical, horizontal = vertical / vertical.sum(), horizontal / horizontal.sum()
         x = torch.randn(shape, generator=g)
         out = torch.empty(shape)
-        _core.separable_blur(x, vertical, horizontal, boundary, adjoint, out, path=path)
+        kernels(path).separable_blur(x, vertical, horizontal, boundary, adjoint, out)
         # Taps sum to 1, so at worst 200 roundings of 2^-24 of numbers that shrink with the taps. The adjoint's edges
         # collect up to 200 samples, relative to which the bound is taken.
         expected = oracle.separable_blur(x, vertical, horizontal, boundary, adjoint)
         assert_close(out, expected, 2e-6, str(lengths))
         inplace = x.clone()
-        _core.separable_blur(inplace, vertical, horizontal, boundary, adjoint, inplace, path=path)
+        kernels(path).separable_blur(inplace, vertical, horizontal, boundary, adjoint, inplace)
         assert torch.equal(inplace, out)
 
 
 @pytest.mark.parametrize("boundary", ["circular", "reflect", "replicate"])
 @pytest.mark.parametrize("shape", [(1, 1, 5, 6), (2, 3, 67, 45)], ids=str)
 @pytest.mark.parametrize("count", [1, 9, 61, 151])
-def test_adjoint_of_separable_blur(path: str, shape: tuple[int, ...], boundary: str, count: int) -> None:
+def test_adjoint_of_separable_blur(cpu_path: str, shape: tuple[int, ...], boundary: str, count: int) -> None:
     x, y = torch.randn(shape), torch.randn(shape)
     vertical, horizontal = torch.rand(count), torch.rand(count) - 0.3
     blurred, spread = torch.empty(shape), torch.empty(shape)
-    _core.separable_blur(x, vertical, horizontal, boundary, False, blurred, path=path)
-    _core.separable_blur(y, vertical, horizontal, boundary, True, spread, path=path)
+    kernels(cpu_path).separable_blur(x, vertical, horizontal, boundary, False, blurred)
+    kernels(cpu_path).separable_blur(y, vertical, horizontal, boundary, True, spread)
     left, right = (blurred.double() * y).sum(), (x * spread.double()).sum()
     assert abs(left - right) <= 1e-6 * blurred.double().norm() * y.double().norm()
 
@@ -312,21 +339,21 @@ def test_adjoint_of_separable_blur(path: str, shape: tuple[int, ...], boundary: 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("update", [False, True])
 def test_spectral(path: str, dtype: torch.dtype, shared: bool, update: bool) -> None:
-    for size in [*range(1, 40), 4096, 5001]:
+    for size in cases(path, [*range(1, 40), 4096, 5001], [1, 34, 515, 1030]):
         c, data = torch.randn(3, size, dtype=dtype), torch.randn(3, size, dtype=dtype)
         energy = torch.rand(1 if shared else 3, size)
         ratio = torch.rand(3) + 0.1
         out = torch.empty_like(c)
-        _core.spectral(c, energy, data, ratio, out, update, path=path)
+        kernels(path).spectral(c, energy, data, ratio, out, update)
         # Two roundings of numbers of size 4, divided by at least 0.1.
         assert_close(out, oracle.spectral(c, energy, data, ratio, update), 2e-6)
         inplace = c.clone()
-        _core.spectral(inplace, energy, data, ratio, inplace, update, path=path)
+        kernels(path).spectral(inplace, energy, data, ratio, inplace, update)
         assert torch.equal(inplace, out)
 
 
 def test_spectral_without_energy_and_noise_changes_nothing(path: str) -> None:
     c = torch.randn(1, 37)
     out = torch.empty_like(c)
-    _core.spectral(c, torch.zeros(1, 37), torch.zeros(1, 37), torch.zeros(1), out, False, path=path)
+    kernels(path).spectral(c, torch.zeros(1, 37), torch.zeros(1, 37), torch.zeros(1), out, False)
     assert torch.equal(out, c)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmp_fast import ops
+from rmp_fast import _core, ops
 from rmp_fast.operators import Blur, GaussianBlur, Inpainting, SuperResolution, motion_kernel, random_mask
 
 SIZES = [(0, 3, 8, 8), (1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 65), (3, 1, 64, 31)]
@@ -112,15 +112,14 @@ def test_auto_takes_the_kernel_exactly_where_it_applies() -> None:
     x = torch.zeros(2)
     assert ops.available()
     assert ops.unavailable_reason() == ""
-    assert ops.uses_core("auto", x)
-    assert ops.uses_core("cpu", x)
-    assert not ops.uses_core("torch", x)
-    assert not ops.uses_core("auto", x.double())
-    assert not ops.uses_core("auto", x.to("meta"))
+    assert ops.kernels("auto", x) is ops.kernels("cpu", x) is _core
+    assert ops.kernels("torch", x) is None
+    assert ops.kernels("auto", x.double()) is None
+    assert ops.kernels("auto", x.to("meta")) is None
     followed = x.clone().requires_grad_()
-    assert not ops.uses_core("auto", followed)
+    assert ops.kernels("auto", followed) is None
     with torch.no_grad():
-        assert ops.uses_core("auto", followed)
+        assert ops.kernels("auto", followed) is _core
 
 
 @pytest.mark.parametrize(

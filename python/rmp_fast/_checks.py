@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_buffer",
     "check_choice",
     "check_count",
+    "check_denoised",
     "check_finite",
     "check_noise_std",
     "check_positive",
@@ -119,3 +121,47 @@ def check_noise_std(value: object, batch: int, device: torch.device | None = Non
     if tensor.numel() and not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
         raise ValueError(f"`noise_std` must be finite and >= 0, got {value!r}")
     return tensor.expand(batch).clone()
+
+
+def check_buffer(
+    name: str,
+    value: object,
+    *dtypes: torch.dtype,
+    shape: Sequence[int] | None = None,
+    axes: str = "",
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return ``value`` if a kernel can work on its memory as it is, else raise.
+
+    Args:
+        dtypes: those that are taken.
+        shape: what it must be, described by ``axes``.
+        device: where it must be.
+    """
+    tensor = check_tensor(name, value, floating=False, device=device)
+    if tensor.requires_grad:
+        raise ValueError(f"`{name}` must not require grad; call .detach()")
+    if tensor.is_conj() or tensor.is_neg():
+        raise ValueError(
+            f"`{name}` must not be a lazily conjugated or negated view; call .resolve_conj() and .resolve_neg()"
+        )
+    if not tensor.is_contiguous():
+        strides, got = shape_text(tensor.stride()), shape_text(tensor.shape)
+        raise ValueError(f"`{name}` must be contiguous, got strides {strides} for shape {got}; call .contiguous()")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(map(str, dtypes))
+        raise TypeError(f"`{name}` must be {wanted}, got {tensor.dtype}; convert it with .to({dtypes[0]})")
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"`{name}` must have shape {axes} = {shape_text(shape)}, got {shape_text(tensor.shape)}")
+    return tensor
+
+
+def check_denoised(denoised: Tensor, shape: Sequence[int], device: torch.device | None = None) -> None:
+    """ValueError unless kernels can read what a prior returned: its memory is taken as it is."""
+    wrong = denoised.shape != shape or denoised.dtype != torch.float32 or not denoised.is_contiguous()
+    if wrong or (device is not None and denoised.device != device):
+        where = "" if device is None else f" on {device}"
+        raise ValueError(
+            f"the prior must return a contiguous float32 tensor{where} of shape {tuple(shape)}, got {denoised.dtype} "
+            f"on {denoised.device} of shape {tuple(denoised.shape)} with strides {denoised.stride()}"
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from . import ops
+from . import ops, triton_ops
 from ._checks import check_choice
 
 __all__ = ["BACKENDS", "core_error", "preferred", "resolve", "status"]
 
 #: In the order in which ``auto`` prefers them; ``reference`` is float64 and only taken when asked for.
-BACKENDS = ("cpu", "torch", "reference")
+BACKENDS = ("triton", "cpu", "torch", "reference")
 
 #: Why the compiled extension cannot be loaded, or None.
 core_error = None if ops.available() else f"the compiled extension cannot be loaded: {ops.unavailable_reason()}"
@@ -23,14 +23,18 @@ def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         cpu = f"its kernels run on the CPU, not on {device}"
     if cpu is None and dtype != torch.float32:
         cpu = f"its kernels are float32, not {dtype}"
+    triton = triton_ops.unavailable_reason(device)
+    if triton is None and dtype != torch.float32:
+        triton = f"its kernels are float32, not {dtype}"
     plain = None if dtype in (torch.float32, torch.float64) else f"the chain's state is float32 or float64, not {dtype}"
-    return {"cpu": cpu, "torch": plain, "reference": None}
+    return {"triton": triton, "cpu": cpu, "torch": plain, "reference": None}
 
 
 def preferred(device: torch.device, dtype: torch.dtype) -> str:
-    """What ``auto`` stands for: the first backend that works."""
+    """What ``auto`` stands for: the first backend that works; never kernels that are interpreted on the CPU."""
     reasons = status(device, dtype)
-    return next((name for name in BACKENDS if reasons[name] is None), "torch")
+    works = (name for name in BACKENDS if reasons[name] is None and (name, device.type) != ("triton", "cpu"))
+    return next(works, "torch")
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:

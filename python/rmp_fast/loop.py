@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
+from ._checks import check_denoised
 from .priors import Prior
 
 if TYPE_CHECKING:
@@ -70,10 +70,6 @@ class CompiledStep:
 
     def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
         """See :class:`Step`; ValueError where ``denoised`` is not what the buffers were bound for."""
-        if denoised.shape != self._shape or denoised.dtype != torch.float32 or not denoised.is_contiguous():
-            raise ValueError(
-                f"the prior must return a contiguous float32 tensor of shape {tuple(self._shape)}, "
-                f"got {denoised.dtype} of shape {tuple(denoised.shape)} with strides {denoised.stride()}"
-            )
+        check_denoised(denoised, self._shape)
         address = denoised.data_ptr()
         self._bound.step(look, address, address + self._mirror_offset if self._mirror_offset else 0, evaluation)

@@ -1,20 +1,25 @@
-"""The arithmetic of the operators: the compiled kernel where it applies, else the same in plain torch.
+"""The arithmetic of the operators: a kernel where one applies, else the same in plain torch.
 
-Every function takes ``backend``: ``"auto"`` uses the kernel for float32 tensors in CPU memory that autograd does not
-follow, ``"cpu"`` insists on it, ``"torch"`` never uses it. The torch forms are complete: any device, float32 and
-float64, differentiable.
+Every function takes ``backend``: ``"auto"`` uses the kernels of the tensors' device for float32 tensors that autograd
+does not follow, ``"cpu"`` and ``"triton"`` insist on them, ``"torch"`` never uses them. The torch forms are complete:
+any device, float32 and float64, differentiable.
+
+They are registered as ``torch.ops.rmp_fast.*`` too, with ``out`` variants that return nothing, for programs that
+torch compiles or exports. These are not differentiable.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, shape_text
+from . import triton_ops
+from ._checks import check_choice, check_shape, shape_text
 
 __all__ = [
     "BACKENDS",
@@ -26,15 +31,15 @@ __all__ = [
     "block_repeat",
     "boundary_index",
     "fold",
+    "kernels",
     "mask",
     "pad",
     "separable_blur",
     "spectral",
     "unavailable_reason",
-    "uses_core",
 ]
 
-BACKENDS = ("auto", "cpu", "torch")
+BACKENDS = ("auto", "cpu", "triton", "torch")
 BOUNDARIES = ("circular", "reflect", "replicate")
 
 
@@ -58,50 +63,70 @@ def unavailable_reason() -> str:
     return _reason
 
 
-def uses_core(backend: str, *tensors: Tensor) -> bool:
-    """Whether the kernel computes on these tensors.
+def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
+    """The kernels that compute on these tensors: ``_core``, :mod:`rmp_fast.triton_ops`, or None for plain torch.
 
     Raises:
         ValueError: an unknown ``backend``.
-        RuntimeError: ``backend`` is "cpu" and the extension is missing or cannot take these tensors.
+        RuntimeError: ``backend`` insists on kernels that are missing or cannot take these tensors.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "torch":
-        return False
-    if _core is None:
-        if backend == "cpu":
-            raise RuntimeError(f"the compiled extension is not available ({_reason}); use backend='torch'")
-        return False
+        return None
+    device = tensors[0].device
+    wanted = backend if backend != "auto" else "cpu" if device.type == "cpu" else "triton"
+    reason = (None if available() else _reason) if wanted == "cpu" else triton_ops.unavailable_reason(device)
+    if reason is not None:
+        if backend == "auto":
+            return None
+        what = "the compiled extension is" if wanted == "cpu" else "the Triton kernels are"
+        raise RuntimeError(f"{what} not available ({reason}); use backend='torch'")
     followed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    suits = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.complex64) for t in tensors)
+    # Fake tensors and other subclasses have no memory that a kernel could work on.
+    suits = all(
+        t.device == device and t.dtype in (torch.float32, torch.complex64) and type(t) in (Tensor, nn.Parameter)
+        for t in tensors
+    )
+    if wanted == "cpu":
+        suits = suits and device.type == "cpu"
     if suits and not followed and not torch.compiler.is_compiling():
-        return True
-    if backend == "cpu":
-        kinds = ", ".join(f"{t.dtype} on {t.device}{' with grad' if t.requires_grad else ''}" for t in tensors)
-        raise RuntimeError(f"backend 'cpu' computes float32 tensors in CPU memory without autograd, got {kinds}")
-    return False
+        return _core if wanted == "cpu" else triton_ops
+    if backend == "auto":
+        return None
+    kinds = ", ".join(f"{t.dtype} on {t.device}{' with grad' if t.requires_grad else ''}" for t in tensors)
+    where = "in CPU memory" if wanted == "cpu" else "on one device"
+    raise RuntimeError(f"backend {backend!r} computes float32 tensors {where} without autograd, got {kinds}")
 
 
-def _extension() -> ModuleType:
-    assert _core is not None
-    return _core
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def mask(x: Tensor, mask: Tensor, *, backend: str = "auto") -> Tensor:
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
+
+
+def _averages_shape(x: Tensor, factor: int) -> tuple[int, ...]:
+    return (*x.shape[:2], -(-x.shape[2] // factor), -(-x.shape[3] // factor))
+
+
+def mask(x: Tensor, mask: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
     """``x`` where ``mask`` is nonzero, else 0 (also where ``x`` is not finite).
 
     Args:
         x: (B, *item).
         mask: uint8 or bool (1 or B, *item).
+        out: where to write the result, contiguous; so in all these functions.
     """
     if mask.shape[1:] != x.shape[1:] or mask.shape[0] not in (1, x.shape[0]):
         expected, got = shape_text(("1 or B", *x.shape[1:])), shape_text(mask.shape)
         raise ValueError(f"`mask` must have shape {expected} for images {shape_text(x.shape)}, got {got}")
-    if uses_core(backend, x):
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _extension().mask(x.detach().contiguous(), mask.to(torch.uint8).contiguous(), out)
+    compiled = kernels(backend, x)
+    if compiled is not None:
+        out = _empty_like(x) if out is None else out
+        compiled.mask(x.detach().contiguous(), mask.to(torch.uint8).contiguous(), out)
         return out
-    return torch.where(mask.bool(), x, 0)
+    return _into(out, torch.where(mask.bool(), x, 0))
 
 
 def block_counts(size: Sequence[int], factor: int, device: torch.device | None = None) -> Tensor:
@@ -120,26 +145,29 @@ def block_repeat(blocks: Tensor, factor: int, size: Sequence[int]) -> Tensor:
     return image[:, :, : size[0], : size[1]].contiguous()
 
 
-def block_average(x: Tensor, factor: int, *, backend: str = "auto") -> Tensor:
+def block_average(x: Tensor, factor: int, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Means over blocks of ``factor`` x ``factor`` cut from the top left, the last ones smaller where needed.
 
     (B, C, H, W) -> (B, C, ceil(H / factor), ceil(W / factor)).
     """
-    if uses_core(backend, x):
-        batch, channels, height, width = x.shape
-        out = x.new_empty(batch, channels, -(-height // factor), -(-width // factor))
-        _extension().block_average(x.detach().contiguous(), factor, out)
+    compiled = kernels(backend, x)
+    if compiled is not None:
+        out = x.new_empty(_averages_shape(x, factor)) if out is None else out
+        compiled.block_average(x.detach().contiguous(), factor, out)
         return out
-    return nn.functional.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+    return _into(out, nn.functional.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False))
 
 
-def block_average_adjoint(y: Tensor, factor: int, size: Sequence[int], *, backend: str = "auto") -> Tensor:
+def block_average_adjoint(
+    y: Tensor, factor: int, size: Sequence[int], *, out: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """The adjoint of :func:`block_average` on images of ``size`` = (H, W): every pixel gets its block's value / n."""
-    if uses_core(backend, y):
-        out = y.new_empty(*y.shape[:2], *size)
-        _extension().block_average_adjoint(y.detach().contiguous(), factor, out)
+    compiled = kernels(backend, y)
+    if compiled is not None:
+        out = y.new_empty(*y.shape[:2], *size) if out is None else out
+        compiled.block_average_adjoint(y.detach().contiguous(), factor, out)
         return out
-    return block_repeat(y / block_counts(size, factor, y.device).to(y.dtype), factor, size)
+    return _into(out, block_repeat(y / block_counts(size, factor, y.device).to(y.dtype), factor, size))
 
 
 def boundary_index(start: int, stop: int, n: int, boundary: str, device: torch.device | None = None) -> Tensor:
@@ -178,6 +206,7 @@ def separable_blur(
     boundary: str,
     *,
     adjoint: bool = False,
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Convolution along both axes, out[i] = sum_k taps[k] x[i + r - k] with r = len // 2, or its exact adjoint.
@@ -188,15 +217,16 @@ def separable_blur(
         boundary: as in :func:`boundary_index`.
     """
     check_choice("boundary", boundary, BOUNDARIES)
-    if uses_core(backend, x):
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        vertical, horizontal = (t.to(torch.float32).contiguous() for t in (taps_vertical, taps_horizontal))
-        _extension().separable_blur(x.detach().contiguous(), vertical, horizontal, boundary, adjoint, out)
+    compiled = kernels(backend, x)
+    if compiled is not None:
+        out = _empty_like(x) if out is None else out
+        vertical, horizontal = (t.to(x).contiguous() for t in (taps_vertical, taps_horizontal))
+        compiled.separable_blur(x.detach().contiguous(), vertical, horizontal, boundary, adjoint, out)
         return out
     planes = x.reshape(-1, 1, *x.shape[-2:])
     for taps, dim in ((taps_vertical, 2), (taps_horizontal, 3)):
         planes = _blur_axis(planes, taps.to(x), dim, boundary, adjoint)
-    return planes.reshape(x.shape)
+    return _into(out, planes.reshape(x.shape))
 
 
 def _blur_axis(planes: Tensor, taps: Tensor, dim: int, boundary: str, adjoint: bool) -> Tensor:
@@ -227,13 +257,139 @@ def spectral(
         update: return delta; else c + delta.
         out: where to write the result, contiguous, like ``c`` and possibly ``c`` itself.
     """
-    if uses_core(backend, c, data, energy):
-        out = torch.empty_like(c, memory_format=torch.contiguous_format) if out is None else out
+    compiled = kernels(backend, c, data, energy)
+    if compiled is not None:
+        out = _empty_like(c) if out is None else out
         flat = [t.detach().contiguous().flatten(1) for t in (c, energy, data)]
         ratio = noise_ratio.to(torch.float32).contiguous()
-        _extension().spectral(*flat, ratio, out.flatten(1), update)
+        compiled.spectral(*flat, ratio, out.flatten(1), update)
         return out
     total = energy + noise_ratio.to(energy).reshape(-1, *[1] * (c.ndim - 1))
     delta = (data - energy * c) / total.clamp(min=torch.finfo(energy.dtype).tiny)
-    result = delta if update else c + delta
-    return result if out is None else out.copy_(result)
+    return _into(out, delta if update else c + delta)
+
+
+# --- torch.ops.rmp_fast ----------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("rmp_fast", "DEF")
+
+
+def _register(name: str, arguments: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """Register ``function`` for every device as ``rmp_fast::name``, and ``rmp_fast::name.out``.
+
+    Args:
+        arguments: of the schema, all positional, also those of ``fake``, which makes an empty tensor like the result.
+    """
+
+    def run(*values: Any, out: Tensor | None = None) -> Tensor:
+        # Below autograd, what still requires a gradient would keep the kernels from it.
+        return function(*(v.detach() if isinstance(v, Tensor) else v for v in values), out=out).contiguous()
+
+    def run_out(*values: Any, out: Tensor) -> None:
+        fake_out(*values, out=out)
+        run(*values, out=out)
+
+    def fake_out(*values: Any, out: Tensor) -> None:
+        check_shape("out", out, fake(*values).shape)
+
+    _library.define(f"{name}({arguments}) -> Tensor")
+    _library.define(f"{name}.out({arguments}, *, Tensor(a!) out) -> ()")
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    _library.impl(f"{name}.out", run_out, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rmp_fast::{name}", fake, lib=_library)
+    torch.library.register_fake(f"rmp_fast::{name}.out", fake_out, lib=_library)
+
+
+def _first_like(x: Tensor, *_: Any) -> Tensor:
+    return _empty_like(x)
+
+
+_register("mask", "Tensor x, Tensor mask", mask, _first_like)
+_register(
+    "block_average",
+    "Tensor x, int factor",
+    block_average,
+    lambda x, factor: x.new_empty(_averages_shape(x, factor)),
+)
+_register(
+    "block_average_adjoint",
+    "Tensor y, int factor, int[] size",
+    block_average_adjoint,
+    lambda y, factor, size: y.new_empty(*y.shape[:2], *size),
+)
+_register(
+    "separable_blur",
+    "Tensor x, Tensor taps_vertical, Tensor taps_horizontal, str boundary, bool adjoint",
+    lambda x, vertical, horizontal, boundary, adjoint, out: separable_blur(
+        x, vertical, horizontal, boundary, adjoint=adjoint, out=out
+    ),
+    _first_like,
+)
+_register(
+    "spectral",
+    "Tensor c, Tensor energy, Tensor data, Tensor noise_ratio, bool update",
+    lambda c, energy, data, noise_ratio, update, out: spectral(c, energy, data, noise_ratio, update=update, out=out),
+    _first_like,
+)
+
+
+def _natural_step_into(
+    previous: Tensor, mean: Tensor, input: Tensor, denoised: Tensor, look: Tensor, seeds: Tensor, ok: Tensor,
+    evaluation: int, *, out: tuple[Tensor, Tensor, Tensor, Tensor], curvature: Tensor | None = None, **settings: Any,
+) -> None:  # fmt: skip
+    from .loop import CompiledStep
+    from .torch_step import TorchStep
+    from .triton_step import TritonStep
+
+    next_mean, next_input, next_ok, learned = out
+    next_input.copy_(input)
+    next_ok.copy_(ok)
+    if curvature is not None:
+        learned.copy_(curvature)
+    batch = mean.shape[0]
+    compiled = kernels("auto", mean)
+    step: Any = TorchStep if compiled is None else TritonStep if compiled is triton_ops else CompiledStep
+    step(
+        previous=previous, mean=mean, next_mean=next_mean, input=next_input[:batch],
+        input_mirror=next_input[batch:] if denoised.shape[0] != batch else None, looks=look[None], seeds=seeds,
+        ok=next_ok, curvature=None if curvature is None else learned, **settings,
+    )(0, denoised, evaluation)  # fmt: skip
+
+
+def _natural_step_outputs(
+    previous: Tensor, mean: Tensor, input: Tensor, denoised: Tensor, look: Tensor, seeds: Tensor, ok: Tensor,
+    evaluation: int, *, curvature: Tensor | None = None, **settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    learned = mean.new_empty(0) if curvature is None else _empty_like(curvature)
+    return _empty_like(mean), _empty_like(denoised), _empty_like(ok), learned
+
+
+def _natural_step(*values: Any, **settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = _natural_step_outputs(*values, **settings)
+    _natural_step_into(*values, out=out, **settings)
+    return out
+
+
+def _natural_step_out(
+    *values: Any, next_mean: Tensor, next_input: Tensor, next_ok: Tensor, next_curvature: Tensor, **settings: Any
+) -> None:
+    _natural_step_into(*values, out=(next_mean, next_input, next_ok, next_curvature), **settings)
+
+
+# The step of `_core.NaturalStep` as a function. `look` (B, 8) is one row of the table of coefficients; `input` and
+# `denoised` are (B, ...), or (2B, ...) with the mirrored looks of antithetic pairs behind the others. Results: next
+# mean, next input, ok, and curvature, empty for a fixed precision.
+_STEP_ARGUMENTS = (
+    "Tensor previous, Tensor mean, Tensor input, Tensor denoised, Tensor look, Tensor seeds, Tensor ok, "
+    "int evaluation, *, Tensor? curvature=None, Tensor? y=None, Tensor? mask=None, str correction='none', "
+    "int factor=1, bool drawn=False, int stream=0"
+)
+_library.define(f"natural_step({_STEP_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    f"natural_step.out({_STEP_ARGUMENTS}, Tensor(a!) next_mean, Tensor(b!) next_input, Tensor(c!) next_ok, "
+    "Tensor(d!) next_curvature) -> ()"
+)
+_library.impl("natural_step", _natural_step, "CompositeExplicitAutograd")
+_library.impl("natural_step.out", _natural_step_out, "CompositeExplicitAutograd")
+torch.library.register_fake("rmp_fast::natural_step", _natural_step_outputs, lib=_library)
+torch.library.register_fake("rmp_fast::natural_step.out", lambda *_, **__: None, lib=_library)

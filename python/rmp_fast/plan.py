@@ -31,6 +31,7 @@ from .priors import GaussianMixture, Prior
 from .spread import posterior_variance
 from .start import smooth_start
 from .torch_step import TorchStep
+from .triton_step import TritonStep
 
 __all__ = ["NOISES", "Estimate", "Plan", "reconstruct"]
 
@@ -105,8 +106,8 @@ class Plan:
         spread_looks: pairs of looks spent on :attr:`Estimate.variance` after the chain, two evaluations each; 8 are
             enough for images. 0: none. For the guidances ``gaussian`` and ``exact``.
         spread_level: s of these looks, about as wide as the images' own spread.
-        backend: ``"auto"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
-        device, dtype: of the state; float32 for ``cpu``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
+        device, dtype: of the state; float32 for ``triton`` and ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion. The measurements of a nonlinear
             operator, and ``noise_std``, stay in the operator's own unit.
 
@@ -278,7 +279,8 @@ class Plan:
         a, b = self._means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
-        bound: Callable[..., loop.Step] = loop.CompiledStep if self.backend == "cpu" else TorchStep
+        steps: dict[str, Callable[..., loop.Step]] = {"cpu": loop.CompiledStep, "triton": TritonStep}
+        bound = steps.get(self.backend, TorchStep)
         self.steps = [
             [
                 bound(previous=mu if remembers else m, mean=m, next_mean=mu, **options),
@@ -513,7 +515,7 @@ class Plan:
             return torch.cat([self._gauss_newton(half, look) for half in denoised.chunk(self._copies)])
         if isinstance(self.form, Spectral):
             coefficients = self.form.analysis(denoised)
-            backend = "auto" if self.backend == "cpu" else "torch"
+            backend = "auto" if self.backend == "cpu" else self.backend
             update = not self.form.complete
             ratio = self.noise_ratios[look]
             ops.spectral(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -39,6 +38,7 @@ def gather() -> dict[str, Any]:
         "platform": platform.platform(),
         "backends": {**backends.status(device, torch.float32), **_absent_accelerators()},
         "auto": backends.preferred(device, torch.float32),
+        "gpu": _gpu() if torch.cuda.is_available() else None,
         "cpu_path": path,
         "threads": torch.get_num_threads(),
         "openmp_runtimes": runtimes,
@@ -57,11 +57,8 @@ def render(facts: dict[str, Any]) -> str:
         f"versions      {versions}" + (f" (not installed: {', '.join(absent)})" if absent else ""),
         f"platform      {facts['platform']}",
         "backends",
-        *(
-            f"  {name:<10}  {'active' if reason is None else f'not active: {reason}'}"
-            + (" (taken by auto)" if name == facts["auto"] else "")
-            for name, reason in facts["backends"].items()
-        ),
+        *_backend_lines(facts),
+        *([f"backends on {facts['gpu']['name']}", *_backend_lines(facts["gpu"])] if facts["gpu"] else []),
         f"cpu path      {path['in_use'] or 'none'}; this processor has {', '.join(path['available']) or 'none'}; "
         f"RMP_FAST_CPU {'is not set' if override is None else f'= {override}'}",
         f"threads       {facts['threads']}",
@@ -80,8 +77,30 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _backend_lines(facts: dict[str, Any]) -> list[str]:
+    return [
+        f"  {name:<10}  {'active' if reason is None else f'not active: {reason}'}"
+        + (" (taken by auto)" if name == facts["auto"] else "")
+        for name, reason in facts["backends"].items()
+    ]
+
+
+def _gpu() -> dict[str, Any]:
+    """What works on the first graphics card, for plans with ``device="cuda"``."""
+    import torch
+
+    from .. import backends
+
+    device = torch.device("cuda", 0)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "backends": {**backends.status(device, torch.float32), **_absent_accelerators()},
+        "auto": backends.preferred(device, torch.float32),
+    }
+
+
 def _absent_accelerators() -> dict[str, str | None]:
-    """Why the backends for other hardware are not active; this release runs on the CPU."""
+    """Why the backends for other hardware are not active."""
     import torch
 
     cuda = "this release has no CUDA kernels"
@@ -89,10 +108,7 @@ def _absent_accelerators() -> dict[str, str | None]:
         built = torch.version.cuda
         why = "torch was built without CUDA" if built is None else f"torch for CUDA {built} finds no device or driver"
         cuda += f", and {why}"
-    triton = "this release has no Triton kernels"
-    if importlib.util.find_spec("triton") is None:
-        triton += ", and the package triton is not installed"
-    return {"cuda": cuda, "triton": triton}
+    return {"cuda": cuda}
 
 
 def _warnings(runtimes: list[str]) -> list[str]:
