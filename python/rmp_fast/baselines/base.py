@@ -63,11 +63,10 @@ class Run:
 
     def draw(self) -> Tensor:
         """The next standard normals, shaped like the images."""
-        if ops.uses_core("auto", self.y):
-            from .. import _core
-
-            out = torch.empty(self.shape, dtype=torch.float32)
-            _core.normals(self._seeds, self._draws, self._stream, out)
+        kernels = ops.kernels("auto", self.y)
+        if kernels is not None:
+            out = torch.empty(self.shape, dtype=torch.float32, device=self.y.device)
+            kernels.normals(self._seeds, self._draws, self._stream, out)
         else:
             drawn = normals(self._seeds, self._draws, self._stream, math.prod(self.shape[1:]))
             out = drawn.reshape(self.shape).to(self.y.dtype)

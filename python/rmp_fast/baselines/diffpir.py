@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_positive
-from ..operators import condition
+from ..operators import LinearOperator, condition
 from .base import TIMESTEPS, Baseline, Run, check_share, clipped, ddpm_levels
 
 __all__ = ["DiffPIR"]
@@ -59,6 +59,7 @@ class DiffPIR(Baseline):
     def sample(self, run: Run) -> Tensor:
         """One sample."""
         levels = self.levels()
+        assert isinstance(run.op, LinearOperator)  # `linear_only` saw to it
         form = run.op.form(run.shape, run.y.device, run.y.dtype)
         x = run.start_at(levels[0])
         for s, t in zip(levels, [*levels[1:], None], strict=True):

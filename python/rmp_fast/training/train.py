@@ -41,7 +41,7 @@ RECIPES = {
     ),
     "photo": Recipe(
         config=UNetConfig(channels=3, widths=(48, 96, 112, 80), data_std=0.5),
-        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=8900,
+        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=18500,
         data_variance=0.25,
     ),
 }  # fmt: skip
