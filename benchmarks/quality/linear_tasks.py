@@ -5,7 +5,7 @@ CSV file as soon as it is finished, and a second run with the same number of ima
 shows what is there. Baselines come with their authors' settings and, as "tuned", with the best found on test images 0
 to 7.
 
-RMP takes ``rmp.presets.for_task`` where the package has it, else the defaults of ``Plan``.
+RMP takes ``rmp.presets.for_task``.
 """
 
 from __future__ import annotations
@@ -93,10 +93,7 @@ def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int
         return baselines.reconstruct(
             row.method, y, op, prior, NOISE, evaluations=row.evaluations, samples=row.samples, shape=shape, **settings
         )
-    presets = getattr(rmp, "presets", None)
-    options = {"schedule": rmp.schedules.log(row.evaluations // 2, 0.05, 20.0)}
-    if presets is not None:
-        options = presets.for_task(task, prior, evaluations=row.evaluations)
+    options = rmp.presets.for_task(task, prior, row.evaluations)
     return rmp.Plan(op, prior, shape, NOISE, **options).execute(y)
 
 

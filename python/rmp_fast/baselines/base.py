@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._checks import check_finite, check_noise_std, check_seeds, check_shape, check_tensor
+from .._checks import check_count, check_finite, check_noise_std, check_seeds, check_shape, check_tensor
 from ..operators import Operator
 from ..plan import Estimate
 from ..priors import Prior
@@ -121,10 +121,7 @@ class Baseline(abc.ABC):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.evaluations, bool) or not isinstance(self.evaluations, int):
-            raise TypeError(f"`evaluations` must be an integer, got {type(self.evaluations).__name__}")
-        if self.evaluations < 1:
-            raise ValueError(f"`evaluations` must be at least 1, got {self.evaluations}")
+        check_count("evaluations", self.evaluations)
         if self.schedule is None:
             if self.on_timesteps and self.evaluations > TIMESTEPS:
                 raise ValueError(
@@ -231,10 +228,7 @@ def reconstruct_with(
         raise TypeError(f"`op` must be an rmp_fast operator, got {type(op).__name__}; see rmp_fast.operators")
     if not callable(getattr(prior, "denoise", None)):
         raise TypeError(f"`prior` must have a method denoise(x, s), got {type(prior).__name__}; see rmp_fast.priors")
-    if isinstance(samples, bool) or not isinstance(samples, int):
-        raise TypeError(f"`samples` must be an integer, got {type(samples).__name__}")
-    if samples < 1:
-        raise ValueError(f"`samples` must be at least 1, got {samples}")
+    check_count("samples", samples)
     shape = tuple(op.image_shape(tuple(y.shape))) if shape is None else tuple(shape)
     if isinstance(prior, Prior):
         prior.check_image_shape(shape)

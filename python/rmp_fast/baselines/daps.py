@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .. import schedules
-from .._checks import check_positive
+from .._checks import check_count, check_positive
 from .base import Baseline, Run, check_share
 
 __all__ = ["DAPS"]
@@ -53,12 +53,8 @@ class DAPS(Baseline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("ode_steps", 1), ("langevin_steps", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}")
+        check_count("ode_steps", self.ode_steps)
+        check_count("langevin_steps", self.langevin_steps)
         if self.evaluations % self.ode_steps or self.evaluations < 2 * self.ode_steps:
             raise ValueError(
                 f"`evaluations` must be a multiple of `ode_steps` = {self.ode_steps} and at least "

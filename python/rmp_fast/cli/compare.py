@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import importlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -19,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import baselines, images, metrics, priors, schedules
+from .. import baselines, images, metrics, presets, priors, schedules
 from ..operators import Operator
 from ..plan import Estimate, Plan
 from . import degrade, panel, record
@@ -241,23 +239,11 @@ def _evaluations(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
-    """RMP's tuned options for the task, or the defaults of Plan where there are none."""
-    if importlib.util.find_spec("rmp_fast.presets") is not None:
-        presets = importlib.import_module("rmp_fast.presets")
-        try:
-            options: dict[str, Any] = presets.for_task(task, prior, evaluations=evaluations)
-            return options
-        except ValueError as error:
-            if task in ("inpainting", "super_resolution", "gaussian_blur", "blur", "denoising"):
-                return _default_chain(evaluations)
-            raise UsageError(f"`--evaluations` of rmp: {error}") from error
-    return _default_chain(evaluations)
-
-
-def _default_chain(evaluations: int) -> dict[str, Any]:
-    if evaluations % 2:
-        raise UsageError(f"`--evaluations` of rmp must be even, two at every noise level, got {evaluations}")
-    return {"schedule": schedules.log(evaluations // 2, 0.05, 20.0)}
+    """RMP's options for a task; an operator with options of its own has no tuned ones, and gets the untuned levels."""
+    if task in presets.TASKS:
+        return presets.for_task(task, prior, evaluations)
+    inner = min(2, evaluations)
+    return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}
 
 
 def _read(files: Sequence[pathlib.Path]) -> tuple[list[Picture], int]:
