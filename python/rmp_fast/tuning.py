@@ -1,4 +1,4 @@
-r"""Tuning a chain on example images: its looks by gradient descent through the unrolled chain, or a few numbers by search.
+"""Tuning: its looks by gradient descent through the unrolled chain, or a few numbers by search.
 
 A chain of :class:`rmp_fast.schedules.Looks` is differentiable in every number of its table as long as the prior is, so
 that the mean PSNR over images is maximised by Adam, with fresh measurements and fresh noise in every step.
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import schedules
-from ._checks import check_choice, check_count, check_positive, check_shape, check_tensor
+from ._checks import check_choice, check_count, check_positive, check_tensor
 from .operators import Operator
 from .operators.forms import condition
 from .plan import Plan
@@ -100,7 +100,9 @@ def psnr(images: Tensor, estimates: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error.clamp_min(1e-12))
 
 
-def looks_of(schedule: schedules.Schedule, data_variance: float, inner_steps: int = 2, relaxation: float = 1.4) -> Looks:
+def looks_of(
+    schedule: schedules.Schedule, data_variance: float, inner_steps: int = 2, relaxation: float = 1.4
+) -> Looks:
     """The looks that a plan with these settings takes; exact where a level has one or two looks.
 
     The second look of a level goes back towards the mean of the level above by s1 w (m - mu), and m is then the mean
@@ -141,7 +143,7 @@ def first_looks(evaluations: int, data_variance: float, start: str = "zero") -> 
 
 
 def resample(looks: Looks, evaluations: int) -> Looks:
-    """A table of another length with the same course: every column interpolated linearly, positive ones in logarithm."""
+    """The table at another length: every column interpolated linearly, positive ones in logarithm."""
     count, old = check_count("evaluations", evaluations), len(looks)
     position = torch.linspace(0, old - 1, count, dtype=torch.float64)
     below = position.floor().long().clamp(max=max(old - 2, 0))
@@ -156,8 +158,8 @@ def resample(looks: Looks, evaluations: int) -> Looks:
 
 
 def unrolled_chain(
-    problem: Problem, prior: Prior, columns: Mapping[str, Tensor], start: str, seeds: Tensor, *, recompute: bool = False,
-    autocast: bool = False,
+    problem: Problem, prior: Prior, columns: Mapping[str, Tensor], start: str, seeds: Tensor, *,
+    recompute: bool = False, autocast: bool = False,
 ) -> Tensor:  # fmt: skip
     """The estimate of a plan with these looks (equation of :class:`rmp_fast.schedules.Looks`), differentiable in them.
 
@@ -261,7 +263,9 @@ def tune_looks(
         estimate = unrolled_chain(problem, prior, columns, start, seeds, recompute=recompute, autocast=autocast)
         loss = -psnr(problem.images, estimate).mean()
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"the chain left the finite range in step {step}: lower `learning_rate`, {learning_rate:g}")
+            raise ValueError(
+                f"the chain left the finite range in step {step}: lower `learning_rate`, {learning_rate:g}"
+            )
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(free.values(), 2.0)
@@ -328,8 +332,6 @@ def search_looks(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     p = min(max(prior.data_variance, 0.02), 4.0)
-    study.enqueue_trial(
-        {"high": 20.0, "low": 0.05, "inner_steps": counts[-1], "relaxation": 1.4, "data_variance": p}
-    )
+    study.enqueue_trial({"high": 20.0, "low": 0.05, "inner_steps": counts[-1], "relaxation": 1.4, "data_variance": p})
     study.optimize(objective, n_trials=trials)
     return Tuned(table(study.best_params), start, history)

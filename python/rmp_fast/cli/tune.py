@@ -53,9 +53,10 @@ class Crops:
     def draw(self, image: int, rng: np.random.Generator) -> Pixels:
         """A random crop of one image at a random one of its sizes."""
         levels = self.pyramids[image]
-        array = levels[rng.integers(len(levels))]
-        top, left = (rng.integers(length - self.side + 1) for length in array.shape[1:])
-        return array[:, top : top + self.side, left : left + self.side]
+        array = levels[int(rng.integers(len(levels)))]
+        top, left = (int(rng.integers(length - self.side + 1)) for length in array.shape[1:])
+        crop: Pixels = array[:, top : top + self.side, left : left + self.side]
+        return crop
 
     def batch(self, count: int, rng: np.random.Generator) -> Tensor:
         """(count, C, side, side) on [-1, 1] from random images."""
