@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -105,16 +106,17 @@ def test_three_looks_per_level_are_no_table() -> None:
 
 def test_tuning_approaches_the_posterior_mean() -> None:
     prior = priors.from_denoiser(white, P)
-    first = tuning.first_looks(4, P)
-    tuned = tuning.tune_looks(toy, prior, first, steps=60, learning_rate=0.1)
+    first = tuning.first_looks(3, P)
+    first = dataclasses.replace(first, weight=0.3 * first.weight)  # far from there
+    tuned = tuning.tune_looks(toy, prior, first, steps=40, learning_rate=0.1)
     unseen = toy(10_000, batch=64)
     # The posterior mean of a white image, known in closed form: the prior's mean 0 where nothing was seen.
     best = tuning.psnr(unseen.images, unseen.y * P / (P + 0.1**2)).mean()
     before, after = (
         tuning.psnr(unseen.images, tuning.restore(unseen, prior, looks=looks)).mean() for looks in (first, tuned.looks)
     )
-    assert len(tuned.history) == 60
-    assert before < best - 0.5  # else there is nothing to learn
+    assert len(tuned.history) == 40
+    assert before < best - 0.3  # else there is nothing to learn
     assert best - 0.1 < after < best + 1e-3
 
 
