@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import schedules
 from ._checks import check_choice, check_count, check_positive, check_tensor
-from .operators import Operator
+from .operators import LinearOperator, Operator
 from .operators.forms import condition
 from .plan import Plan
 from .priors import Prior
@@ -173,7 +173,9 @@ def unrolled_chain(
         autocast: run the network in bfloat16.
     """
     shape, dtype = tuple(problem.images.shape), problem.images.dtype
-    form = problem.op.form(shape, problem.y.device, dtype)
+    op = problem.op
+    assert isinstance(op, LinearOperator)
+    form = op.form(shape, problem.y.device, dtype)
     mean = torch.zeros(shape, dtype=dtype, device=problem.y.device)
     if start == "smooth":
         mean = smooth_start(problem.y, problem.op, shape)
@@ -182,7 +184,7 @@ def unrolled_chain(
     def conditioned(mean: Tensor, e: Tensor, level: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
         with torch.autocast(mean.device.type, torch.bfloat16, enabled=autocast):
             denoised = prior.denoise(mean + noise * e, level.expand(shape[0]))
-        return condition(form, problem.op, denoised, problem.y, variance.expand(shape[0]), problem.noise_std)
+        return condition(form, op, denoised, problem.y, variance.expand(shape[0]), problem.noise_std)
 
     for look in range(len(columns["level"])):
         row = {name: columns[name][look].to(dtype) for name in COLUMNS}
