@@ -100,8 +100,8 @@ class Plan:
         branches: K chains whose means are averaged, one after the other, each a sample while s_k > ``switch_level``
             and a mean below; their variance becomes :attr:`Estimate.variance`. 1: one chain of means.
         switch_level: s below which branches follow the mean.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
-        device, dtype: of the state; float32 for ``triton`` and ``cpu``.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
+        device, dtype: of the state; float32 for ``cuda``, ``triton`` and ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion.
 
     Raises:
@@ -266,7 +266,11 @@ class Plan:
         a, b = self._means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
-        steps: dict[str, Callable[..., loop.Step]] = {"cpu": loop.CompiledStep, "triton": TritonStep}
+        steps: dict[str, Callable[..., loop.Step]] = {
+            "cpu": loop.CompiledStep,
+            "cuda": loop.CompiledStep,
+            "triton": TritonStep,
+        }
         bound = steps.get(self.backend, TorchStep)
         self.steps = [
             [
