@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find csrc kernels python CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
+SOURCES := $(shell find csrc kernels python cmake CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
 NATIVE := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 demo: $(VENV)/installed

@@ -10,14 +10,20 @@ namespace py = pybind11;
 using namespace py::literals;
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Compiled CPU kernels of rmp_fast.";
+  m.doc() = "Compiled kernels of rmp_fast.";
 
   // Asked for here so that a wrong RMP_FAST_CPU is reported when the module is imported.
   rmp::cpu_path();
   m.def("cpu_path", &rmp::cpu_path);
   m.def("cpu_paths", &rmp::cpu_paths);
 
-  py::class_<rmp::NaturalStep>(m, "NaturalStep")
+  m.def("cuda_problem", [] {
+    const std::string problem = rmp::cuda_problem();
+    return problem.empty() ? std::optional<std::string>() : problem;
+  });
+
+  // Local: another build of this module may live in the same process.
+  py::class_<rmp::NaturalStep>(m, "NaturalStep", py::module_local())
       .def(py::init([](py::object previous, py::object mean, py::object next_mean, py::object input,
                        py::object input_mirror, py::object looks, py::object seeds, py::object ok, py::object curvature,
                        bool drawn, const std::string& correction, py::object y, py::object mask, std::int64_t factor,
@@ -32,17 +38,19 @@ PYBIND11_MODULE(_core, m) {
            "y"_a = py::none(), "mask"_a = py::none(), "factor"_a = 1, "antithetic"_a = false, "stream"_a = 0,
            "path"_a = py::none())
       .def("step", &rmp::NaturalStep::step, "look"_a, "denoised"_a, "denoised_mirror"_a = 0,
-           "evaluation"_a = py::none())
-      .def("perturb", &rmp::NaturalStep::perturb, "look"_a, "evaluation"_a);
+           "evaluation"_a = py::none(), "cuda_stream"_a = 0)
+      .def("perturb", &rmp::NaturalStep::perturb, "look"_a, "evaluation"_a, "cuda_stream"_a = 0);
 
-  m.def("mask", &rmp::mask, "x"_a, "mask"_a, "out"_a, py::kw_only(), "path"_a = py::none());
-  m.def("block_average", &rmp::block_average, "x"_a, "factor"_a, "out"_a, py::kw_only(), "path"_a = py::none());
+  m.def("mask", &rmp::mask, "x"_a, "mask"_a, "out"_a, py::kw_only(), "path"_a = py::none(), "cuda_stream"_a = 0);
+  m.def("block_average", &rmp::block_average, "x"_a, "factor"_a, "out"_a, py::kw_only(), "path"_a = py::none(),
+        "cuda_stream"_a = 0);
   m.def("block_average_adjoint", &rmp::block_average_adjoint, "y"_a, "factor"_a, "out"_a, py::kw_only(),
-        "path"_a = py::none());
+        "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("separable_blur", &rmp::separable_blur, "x"_a, "taps_v"_a, "taps_h"_a, "boundary"_a, "adjoint"_a, "out"_a,
-        py::kw_only(), "path"_a = py::none());
+        py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("spectral", &rmp::spectral, "c"_a, "energy"_a, "data"_a, "noise_ratio"_a, "out"_a, "update"_a, py::kw_only(),
-        "path"_a = py::none());
-  m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none());
+        "path"_a = py::none(), "cuda_stream"_a = 0);
+  m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none(),
+        "cuda_stream"_a = 0);
   m.def("philox", &rmp::philox, "counter"_a, "key"_a, py::kw_only(), "path"_a = py::none());
 }

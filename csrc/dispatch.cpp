@@ -6,7 +6,17 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(RMP_CUDA)
+#include "kernels/cuda/runtime.h"
+#endif
+
 namespace rmp {
+
+#if defined(RMP_CUDA)
+namespace cuda {
+extern const Launchers launchers;
+}
+#endif
 
 #if defined(RMP_X86_PATHS)
 namespace avx512 {
@@ -89,8 +99,46 @@ const std::string& cpu_path() {
 }
 
 const Launchers& launchers(const std::optional<std::string>& path) {
+#if defined(RMP_CUDA)
+  if (path && *path == "cuda") return cuda::launchers;
+#endif
   return *find("path", path ? *path : cpu_path()).launchers;
 }
+
+#if defined(RMP_CUDA)
+
+bool built_with_cuda() { return true; }
+
+std::string cuda_problem() { return cuda::no_device(); }
+
+Target resolve(const Device& device, const std::optional<std::string>& path, std::uintptr_t cuda_stream) {
+  const bool named = path && *path == "cuda";
+  if (device.cuda ? path && !named : named) {
+    throw std::invalid_argument("`path` must be one for tensors on " + device.text() + ", got '" + *path +
+                                "'; leave it out");
+  }
+  if (!device.cuda) return {&launchers(path), thread_count(), {}};
+  return {&cuda::launchers, 1, {reinterpret_cast<void*>(cuda_stream), device.index, cuda::processors(device.index)}};
+}
+
+std::shared_ptr<void> step_scratch(const StepParams& params, const Device& device) {
+  auto memory = std::make_shared<cuda::DeviceMemory>(device.index, cuda::step_scratch_bytes(params));
+  return std::shared_ptr<void>(memory, memory->get());
+}
+
+#else
+
+bool built_with_cuda() { return false; }
+
+std::string cuda_problem() { return "this extension was built without CUDA; build it with RMP_FAST_CUDA=ON"; }
+
+Target resolve(const Device&, const std::optional<std::string>& path, std::uintptr_t) {
+  return {&launchers(path), thread_count(), {}};
+}
+
+std::shared_ptr<void> step_scratch(const StepParams&, const Device&) { return nullptr; }
+
+#endif
 
 int thread_count() { return std::max(1, omp_get_max_threads()); }
 

@@ -13,12 +13,14 @@ namespace rmp {
 
 NaturalStep::NaturalStep(const Buffers& buffers, bool drawn, const std::string& correction, std::int64_t factor,
                          bool antithetic, std::uint32_t stream, const std::optional<std::string>& path)
-    : launchers_(&launchers(path)),
-      antithetic_(antithetic),
+    : antithetic_(antithetic),
       // Threads may be set higher later, but not above the processors that there are.
       most_threads_(std::max(thread_count(), omp_get_num_procs())) {
   views_.reserve(11);
   TensorView& mean = keep(buffers.mean, "mean").with_dtype(DType::float32);
+  const Target target = resolve(mean.device(), path, 0);
+  launchers_ = target.run;
+  params_.queue = target.queue;
   shape_ = mean.shape();
   if (shape_.empty()) throw py::value_error("`mean` must have shape (B, ...), got ()");
   const std::int64_t items = shape_[0];
@@ -54,9 +56,27 @@ NaturalStep::NaturalStep(const Buffers& buffers, bool drawn, const std::string& 
   params_.drawn = drawn;
   params_.stream = stream;
   set_correction(buffers, correction, factor);
+  if (device().cuda) bind_device();
 }
 
-TensorView& NaturalStep::keep(const py::object& tensor, const char* name) { return views_.emplace_back(tensor, name); }
+TensorView& NaturalStep::keep(const py::object& tensor, const char* name) {
+  TensorView& view = views_.emplace_back(tensor, name);
+  view.check_device(device());
+  return view;
+}
+
+// What only the CPU can tell from the table, and what only a device needs.
+void NaturalStep::bind_device() {
+  if (params_.input && (params_.input == params_.mean || params_.input == params_.next_mean)) {
+    throw py::value_error("`input` must be another tensor than `mean` and `next_mean` on a CUDA device");
+  }
+  if (params_.size >= std::int64_t{1} << 31) {
+    throw py::value_error("`mean` must have less than 2^31 elements per item on a CUDA device, got " +
+                          shape_text(shape_));
+  }
+  device_scratch_ = step_scratch(params_, device());
+  params_.scratch = static_cast<float*>(device_scratch_.get());
+}
 
 float* NaturalStep::image(const py::object& tensor, const char* name) {
   return keep(tensor, name).with_dtype(DType::float32).with_shape(shape_, "(B, ...)").data<float>();
@@ -136,7 +156,7 @@ void NaturalStep::select_look(std::int64_t look) {
     throw py::value_error("`look` must be in [0, " + std::to_string(looks_) + "), got " + std::to_string(look));
   }
   params_.looks = table_ + look * params_.items;
-  if (params_.input != params_.next_mean && params_.input != params_.mean) return;
+  if (device().cuda || (params_.input != params_.next_mean && params_.input != params_.mean)) return;
   for (std::int64_t item = 0; item < params_.items; ++item) {
     if (params_.looks[item].next_std != 0.0f) {
       throw py::value_error("`input` must be another tensor than `mean` and `next_mean` where a look is perturbed");
@@ -144,14 +164,15 @@ void NaturalStep::select_look(std::int64_t look) {
   }
 }
 
-void NaturalStep::run(void (*launcher)(const StepParams&), StepParams params) {
+void NaturalStep::run(void (*launcher)(const StepParams&), StepParams params, std::uintptr_t cuda_stream) {
   params.threads = std::min(thread_count(), most_threads_);
+  params.queue.stream = reinterpret_cast<void*>(cuda_stream);
   const py::gil_scoped_release release;
   launcher(params);
 }
 
 void NaturalStep::step(std::int64_t look, std::uintptr_t denoised, std::uintptr_t denoised_mirror,
-                       std::optional<std::uint32_t> evaluation) {
+                       std::optional<std::uint32_t> evaluation, std::uintptr_t cuda_stream) {
   const bool empty = params_.items == 0 || params_.size == 0;
   if (!empty && !denoised) throw py::value_error("`denoised` must be the address of a tensor, got 0");
   if (!empty && antithetic_ != (denoised_mirror != 0)) {
@@ -165,7 +186,7 @@ void NaturalStep::step(std::int64_t look, std::uintptr_t denoised, std::uintptr_
     params_.evaluation = evaluation ? *evaluation : static_cast<std::uint32_t>(look + 1);
     params_.denoised = reinterpret_cast<const float*>(denoised);
     params_.denoised_mirror = reinterpret_cast<const float*>(denoised_mirror);
-    if (!empty) run(launchers_->natural_step, params_);
+    if (!empty) run(launchers_->natural_step, params_, cuda_stream);
   } catch (...) {
     busy_.clear();
     throw;
@@ -173,7 +194,7 @@ void NaturalStep::step(std::int64_t look, std::uintptr_t denoised, std::uintptr_
   busy_.clear();
 }
 
-void NaturalStep::perturb(std::int64_t look, std::uint32_t evaluation) {
+void NaturalStep::perturb(std::int64_t look, std::uint32_t evaluation, std::uintptr_t cuda_stream) {
   if (busy_.test_and_set())
     throw std::runtime_error("this step is executing in another thread; make one plan per thread");
   try {
@@ -181,7 +202,7 @@ void NaturalStep::perturb(std::int64_t look, std::uint32_t evaluation) {
     params_.evaluation = evaluation;
     StepParams params = params_;
     params.next_mean = const_cast<float*>(params.mean);  // read only: nothing moves the mean here
-    if (params_.items && params_.size) run(launchers_->perturb, params);
+    if (params_.items && params_.size) run(launchers_->perturb, params, cuda_stream);
   } catch (...) {
     busy_.clear();
     throw;

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "csrc/tensor_view.h"
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 
@@ -26,19 +26,21 @@ class NaturalStep {
 
   // The addresses are those of contiguous float32 tensors (B, ...) of the mean's shape.
   void step(std::int64_t look, std::uintptr_t denoised, std::uintptr_t denoised_mirror,
-            std::optional<std::uint32_t> evaluation);
-  void perturb(std::int64_t look, std::uint32_t evaluation);
+            std::optional<std::uint32_t> evaluation, std::uintptr_t cuda_stream);
+  void perturb(std::int64_t look, std::uint32_t evaluation, std::uintptr_t cuda_stream);
 
  private:
   TensorView& keep(const pybind11::object& tensor, const char* name);
   float* image(const pybind11::object& tensor, const char* name);
   void set_precision(const TensorView& curvature);
   void set_correction(const Buffers& buffers, const std::string& correction, std::int64_t factor);
+  void bind_device();
   void select_look(std::int64_t look);
-  void run(void (*launcher)(const StepParams&), StepParams params);
+  const Device& device() const { return views_.front().device(); }
+  void run(void (*launcher)(const StepParams&), StepParams params, std::uintptr_t cuda_stream);
 
   StepParams params_{};
-  const Launchers* launchers_;
+  const Launchers* launchers_ = nullptr;
   bool antithetic_;
   Shape shape_;
   std::int64_t looks_ = 0;
@@ -46,6 +48,7 @@ class NaturalStep {
   std::vector<TensorView> views_;
   std::unique_ptr<double[]> partial_;
   std::unique_ptr<float[]> scratch_;
+  std::shared_ptr<void> device_scratch_;
   int most_threads_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };

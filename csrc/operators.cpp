@@ -21,6 +21,13 @@ void launch(void (*launcher)(const Params&), const Params& params) {
   launcher(params);
 }
 
+// Where all of these tensors lie; the first of them decides.
+Target target_of(std::initializer_list<const TensorView*> views, const PathName& path, std::uintptr_t cuda_stream) {
+  const Device& device = (*views.begin())->device();
+  for (const TensorView* view : views) view->check_device(device);
+  return resolve(device, path, cuda_stream);
+}
+
 void check_axes(const TensorView& view, std::size_t least, const char* axes) {
   if (view.shape().size() >= least) return;
   throw py::value_error("`" + std::string(view.name()) + "` must have shape " + axes + ", got " +
@@ -33,9 +40,24 @@ TensorView float_view(const py::object& tensor, const char* name) {
   return view;
 }
 
+// The tensor between the two passes of a blur on a CUDA device.
+float* device_scratch(const py::object& scratch, const TensorView& source, const TensorView& target) {
+  if (scratch.is_none()) throw py::value_error("`scratch` must be given for tensors on a CUDA device; like `out`");
+  TensorView view = float_view(scratch, "scratch");
+  view.with_shape(source.shape(), "(..., H, W)").check_device(source.device());
+  const bool apart = view.data<float>() != source.data<float>() && view.data<float>() != target.data<float>();
+  if (source.numel() && !apart) throw py::value_error("`scratch` must be another tensor than `x` and `out`");
+  const std::int64_t longest = std::max(source.shape().end()[-1], source.shape().end()[-2]);
+  if (longest >= std::int64_t{1} << 30) {
+    throw py::value_error("`x` must have less than 2^30 rows and columns on a CUDA device, got " +
+                          shape_text(source.shape()));
+  }
+  return view.data<float>();
+}
+
 // Either direction; `image` is (..., H, W), `averages` (..., ceil(H / f), ceil(W / f)).
-void launch_blocks(void (*launcher)(const BlockAverageParams&), const TensorView& image, TensorView& averages,
-                   std::int64_t factor, const TensorView& from, const TensorView& to) {
+void launch_blocks(const Target& on, void (*launcher)(const BlockAverageParams&), const TensorView& image,
+                   TensorView& averages, std::int64_t factor, const TensorView& from, const TensorView& to) {
   check_axes(image, 2, "(..., H, W)");
   if (factor < 1) throw py::value_error("`factor` must be at least 1, got " + std::to_string(factor));
   Shape expected = image.shape();
@@ -51,8 +73,13 @@ void launch_blocks(void (*launcher)(const BlockAverageParams&), const TensorView
   params.blocks.width = width;
   params.blocks.factor_rows = std::min(factor, height);
   params.blocks.factor_columns = std::min(factor, width);
-  params.threads = thread_count();
-  const auto scratch = scratch_for(params.threads, params.blocks.scratch());
+  if (image.device().cuda && height * width >= std::int64_t{1} << 31) {
+    throw py::value_error("`" + std::string(image.name()) + "` must have less than 2^31 pixels on a CUDA device, got " +
+                          shape_text(image.shape()));
+  }
+  params.threads = on.threads;
+  params.queue = on.queue;
+  const auto scratch = scratch_for(image.device().cuda ? 0 : params.threads, params.blocks.scratch());
   params.scratch = scratch.get();
   params.x = from.data<float>();
   params.out = to.data<float>();
@@ -61,8 +88,8 @@ void launch_blocks(void (*launcher)(const BlockAverageParams&), const TensorView
 
 }  // namespace
 
-void mask(const py::object& x, const py::object& mask, const py::object& out, const PathName& path) {
-  const Launchers& run = launchers(path);
+void mask(const py::object& x, const py::object& mask, const py::object& out, const PathName& path,
+          std::uintptr_t cuda_stream) {
   const TensorView source = float_view(x, "x");
   check_axes(source, 1, "(B, ...)");
   TensorView kept(mask, "mask"), target = float_view(out, "out");
@@ -74,27 +101,30 @@ void mask(const py::object& x, const py::object& mask, const py::object& out, co
     throw py::value_error("`mask` must have shape (1 or B, ...) = (1 or " + std::to_string(items) + ", ...) with " +
                           std::to_string(size) + " elements per item, got " + shape_text(kept.shape()));
   }
-  launch(run.mask, MaskParams{items, size, source.data<float>(), kept.data<std::uint8_t>(), masks == 1 ? 0 : size,
-                              target.data<float>(), thread_count()});
+  const Target on = target_of({&source, &kept, &target}, path, cuda_stream);
+  launch(on.run->mask, MaskParams{items, size, source.data<float>(), kept.data<std::uint8_t>(), masks == 1 ? 0 : size,
+                                  target.data<float>(), on.threads, on.queue});
 }
 
-void block_average(const py::object& x, std::int64_t factor, const py::object& out, const PathName& path) {
-  const Launchers& run = launchers(path);
+void block_average(const py::object& x, std::int64_t factor, const py::object& out, const PathName& path,
+                   std::uintptr_t cuda_stream) {
   const TensorView image = float_view(x, "x");
   TensorView averages = float_view(out, "out");
-  launch_blocks(run.block_average, image, averages, factor, image, averages);
+  const Target on = target_of({&image, &averages}, path, cuda_stream);
+  launch_blocks(on, on.run->block_average, image, averages, factor, image, averages);
 }
 
-void block_average_adjoint(const py::object& y, std::int64_t factor, const py::object& out, const PathName& path) {
-  const Launchers& run = launchers(path);
+void block_average_adjoint(const py::object& y, std::int64_t factor, const py::object& out, const PathName& path,
+                           std::uintptr_t cuda_stream) {
   const TensorView image = float_view(out, "out");
   TensorView averages = float_view(y, "y");
-  launch_blocks(run.block_average_adjoint, image, averages, factor, averages, image);
+  const Target on = target_of({&averages, &image}, path, cuda_stream);
+  launch_blocks(on, on.run->block_average_adjoint, image, averages, factor, averages, image);
 }
 
 void separable_blur(const py::object& x, const py::object& taps_v, const py::object& taps_h,
-                    const std::string& boundary, bool adjoint, const py::object& out, const PathName& path) {
-  const Launchers& run = launchers(path);
+                    const std::string& boundary, bool adjoint, const py::object& out, const py::object& scratch,
+                    const PathName& path, std::uintptr_t cuda_stream) {
   const TensorView source = float_view(x, "x"), vertical = float_view(taps_v, "taps_v"),
                    horizontal = float_view(taps_h, "taps_h");
   TensorView target = float_view(out, "out");
@@ -126,15 +156,21 @@ void separable_blur(const py::object& x, const py::object& taps_v, const py::obj
   params.adjoint = adjoint;
   params.x = source.data<float>();
   params.out = target.data<float>();
-  params.threads = thread_count();
-  const auto scratch = scratch_for(params.threads, params.scratch_size());
-  params.scratch = scratch.get();
-  if (source.numel()) launch(run.separable_blur, params);
+  const Target on = target_of({&source, &vertical, &horizontal, &target}, path, cuda_stream);
+  params.threads = on.threads;
+  params.queue = on.queue;
+  std::unique_ptr<float[]> owned;
+  if (source.device().cuda) {
+    params.scratch = device_scratch(scratch, source, target);
+  } else {
+    owned = scratch_for(params.threads, params.scratch_size());
+    params.scratch = owned.get();
+  }
+  if (source.numel()) launch(on.run->separable_blur, params);
 }
 
 void spectral(const py::object& c, const py::object& energy, const py::object& data, const py::object& noise_ratio,
-              const py::object& out, bool update, const PathName& path) {
-  const Launchers& run = launchers(path);
+              const py::object& out, bool update, const PathName& path, std::uintptr_t cuda_stream) {
   TensorView coefficients(c, "c");
   coefficients.with_dtype(DType::float32, DType::complex64);
   check_axes(coefficients, 1, "(B, ...)");
@@ -150,22 +186,23 @@ void spectral(const py::object& c, const py::object& energy, const py::object& d
   }
   TensorView ratio = float_view(noise_ratio, "noise_ratio");
   ratio.with_shape({items}, "(B,)");
-  launch(run.spectral,
+  const Target on = target_of({&coefficients, &squares, &measured, &ratio, &target}, path, cuda_stream);
+  launch(on.run->spectral,
          SpectralParams{items, size, coefficients.dtype() == DType::complex64, update, coefficients.data<float>(),
                         squares.data<float>(), energies == 1 ? 0 : size, measured.data<float>(), ratio.data<float>(),
-                        target.data<float>(), thread_count()});
+                        target.data<float>(), on.threads, on.queue});
 }
 
 void normals(const py::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const py::object& out,
-             const PathName& path) {
-  const Launchers& run = launchers(path);
+             const PathName& path, std::uintptr_t cuda_stream) {
   const TensorView target = float_view(out, "out");
   check_axes(target, 1, "(B, ...)");
   const std::int64_t items = target.shape()[0];
   TensorView keys(seeds, "seeds");
   keys.with_dtype(DType::int64).with_shape({items}, "(B,)");
-  launch(run.normals, NormalsParams{items, target.item_size(), keys.data<std::int64_t>(), evaluation, stream,
-                                    target.data<float>(), thread_count()});
+  const Target on = target_of({&target, &keys}, path, cuda_stream);
+  launch(on.run->normals, NormalsParams{items, target.item_size(), keys.data<std::int64_t>(), evaluation, stream,
+                                        target.data<float>(), on.threads, on.queue});
 }
 
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key,

@@ -1,4 +1,5 @@
-// The measurement kernels as functions of tensors. All write `out` and return nothing.
+// The measurement kernels as functions of tensors. All write `out` and return nothing. On a CUDA device they are queued
+// on `cuda_stream`, a raw pointer.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,16 +13,20 @@ namespace rmp {
 
 using PathName = std::optional<std::string>;
 
-void mask(const pybind11::object& x, const pybind11::object& mask, const pybind11::object& out, const PathName& path);
-void block_average(const pybind11::object& x, std::int64_t factor, const pybind11::object& out, const PathName& path);
+void mask(const pybind11::object& x, const pybind11::object& mask, const pybind11::object& out, const PathName& path,
+          std::uintptr_t cuda_stream);
+void block_average(const pybind11::object& x, std::int64_t factor, const pybind11::object& out, const PathName& path,
+                   std::uintptr_t cuda_stream);
 void block_average_adjoint(const pybind11::object& y, std::int64_t factor, const pybind11::object& out,
-                           const PathName& path);
+                           const PathName& path, std::uintptr_t cuda_stream);
 void separable_blur(const pybind11::object& x, const pybind11::object& taps_v, const pybind11::object& taps_h,
-                    const std::string& boundary, bool adjoint, const pybind11::object& out, const PathName& path);
+                    const std::string& boundary, bool adjoint, const pybind11::object& out,
+                    const pybind11::object& scratch, const PathName& path, std::uintptr_t cuda_stream);
 void spectral(const pybind11::object& c, const pybind11::object& energy, const pybind11::object& data,
-              const pybind11::object& noise_ratio, const pybind11::object& out, bool update, const PathName& path);
+              const pybind11::object& noise_ratio, const pybind11::object& out, bool update, const PathName& path,
+              std::uintptr_t cuda_stream);
 void normals(const pybind11::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const pybind11::object& out,
-             const PathName& path);
+             const PathName& path, std::uintptr_t cuda_stream);
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key,
                                     const PathName& path);
 

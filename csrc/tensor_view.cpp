@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "csrc/dispatch.h"
+
 namespace py = pybind11;
 
 namespace rmp {
@@ -153,10 +155,13 @@ void TensorView::read(const DLManagedTensor& managed) {
   shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
   dtype_ = dtype_of(tensor.dtype);
   dtype_name_ = dtype_text(tensor.dtype);
-  if (tensor.device.device_type != kCpu) {
-    const std::string device =
-        tensor.device.device_type == kCuda ? "cuda:" + std::to_string(tensor.device.device_id) : "another device";
-    throw py::value_error(quoted(name_) + " must be on device cpu, got " + device + "; move it with .cpu()");
+  device_ = {tensor.device.device_type == kCuda, tensor.device.device_id};
+  if (!device_.cuda && tensor.device.device_type != kCpu) {
+    throw py::value_error(quoted(name_) + " must be on a CPU or CUDA device, got another one; move it with .cpu()");
+  }
+  if (device_.cuda && !built_with_cuda()) {
+    throw py::value_error(quoted(name_) + " must be on device cpu, got " + device_.text() + ": " + cuda_problem() +
+                          "; move it with .cpu()");
   }
   if (!is_contiguous(tensor)) {
     throw py::value_error(quoted(name_) + " must be contiguous, got strides " +
@@ -174,7 +179,8 @@ TensorView::TensorView(TensorView&& other) noexcept
       data_(std::exchange(other.data_, nullptr)),
       dtype_(other.dtype_),
       dtype_name_(std::move(other.dtype_name_)),
-      shape_(std::move(other.shape_)) {}
+      shape_(std::move(other.shape_)),
+      device_(other.device_) {}
 
 TensorView& TensorView::operator=(TensorView&& other) noexcept {
   if (this == &other) return *this;
@@ -185,6 +191,7 @@ TensorView& TensorView::operator=(TensorView&& other) noexcept {
   dtype_ = other.dtype_;
   dtype_name_ = std::move(other.dtype_name_);
   shape_ = std::move(other.shape_);
+  device_ = other.device_;
   return *this;
 }
 
@@ -204,6 +211,12 @@ TensorView& TensorView::with_shape(const Shape& expected, const char* axes) {
   if (shape_ == expected) return *this;
   throw py::value_error(quoted(name_) + " must have shape " + axes + " = " + shape_text(expected) + ", got " +
                         shape_text(shape_));
+}
+
+void TensorView::check_device(const Device& expected) const {
+  if (device_ == expected) return;
+  throw py::value_error(quoted(name_) + " must be on device " + expected.text() + ", got " + device_.text() +
+                        "; move it with .to('" + expected.text() + "')");
 }
 
 std::int64_t TensorView::numel() const {

@@ -1,4 +1,4 @@
-// A checked view of somebody else's CPU tensor, taken through DLPack. Nothing else touches foreign memory.
+// A checked view of somebody else's tensor, taken through DLPack. Nothing else touches foreign memory.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,11 +15,20 @@ enum class DType { float32, complex64, int64, uint8, boolean, other };
 
 using Shape = std::vector<std::int64_t>;
 
+struct Device {
+  bool cuda = false;
+  int index = 0;  // of a CUDA device
+
+  bool operator==(const Device& other) const { return cuda == other.cuda && (!cuda || index == other.index); }
+  std::string text() const { return cuda ? "cuda:" + std::to_string(index) : "cpu"; }
+};
+
 std::string shape_text(const Shape& shape);
 
 class TensorView {
  public:
-  // Raises TypeError unless `tensor` has __dlpack__, ValueError unless it is contiguous and on the CPU.
+  // Raises TypeError unless `tensor` has __dlpack__, ValueError unless it is contiguous and on the CPU or, if this was
+  // built with CUDA, on a CUDA device.
   TensorView(pybind11::handle tensor, const char* name);
   ~TensorView();
   TensorView(TensorView&& other) noexcept;
@@ -32,7 +41,11 @@ class TensorView {
   // Raises ValueError unless the shape is `expected`, whose axes are called `axes`, as in "(B, C, H, W)".
   TensorView& with_shape(const Shape& expected, const char* axes);
 
+  // Raises ValueError unless the tensor lies there.
+  void check_device(const Device& expected) const;
+
   const Shape& shape() const { return shape_; }
+  const Device& device() const { return device_; }
   DType dtype() const { return dtype_; }
   const char* name() const { return name_; }
   std::int64_t numel() const;
@@ -53,6 +66,7 @@ class TensorView {
   DType dtype_ = DType::other;
   std::string dtype_name_;
   Shape shape_;
+  Device device_;
 };
 
 }  // namespace rmp

@@ -32,6 +32,13 @@ constexpr std::int64_t kSmallWork = 32768;
 // Slack behind every row in scratch memory: whole vectors may be read and written there.
 constexpr std::int64_t kSlack = 256;
 
+// Where a CUDA kernel runs. The CPU has `threads` instead.
+struct Queue {
+  void* stream;  // a cudaStream_t
+  int device;
+  int processors;  // multiprocessors of that device
+};
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Blocks of factor x factor pixels cut from the top left of every plane; the last ones are smaller.
@@ -68,8 +75,8 @@ struct StepParams {
   bool drawn;
   const float* measurement;      // (B, N), for block averages (B, planes, bands, columns), for gradients g
   const float* gradient_mirror;  // (B, N), the gradients of `denoised_mirror`
-  const std::uint8_t* mask;  // (B or 1, N)
-  std::int64_t mask_stride;  // N or 0
+  const std::uint8_t* mask;      // (B or 1, N)
+  std::int64_t mask_stride;      // N or 0
   BlockShape blocks;
 
   std::uint32_t evaluation;
@@ -77,6 +84,7 @@ struct StepParams {
 
   float* scratch;  // (threads, 2, blocks.scratch()), for block averages only
   int threads;
+  Queue queue;
 };
 
 struct MaskParams {
@@ -86,6 +94,7 @@ struct MaskParams {
   std::int64_t mask_stride;  // size or 0
   float* out;                // (items, size)
   int threads;
+  Queue queue;
 };
 
 struct BlockAverageParams {
@@ -94,6 +103,7 @@ struct BlockAverageParams {
   float* out;         // the other one
   float* scratch;     // (threads, blocks.scratch())
   int threads;
+  Queue queue;
 };
 
 struct BlurParams {
@@ -107,6 +117,7 @@ struct BlurParams {
   float* out;      // (planes, height, width), may be x
   float* scratch;  // (threads, scratch_size())
   int threads;
+  Queue queue;
 
   static constexpr std::int64_t kWidestStrip = 32;  // lines that are blurred side by side
 
@@ -131,6 +142,7 @@ struct SpectralParams {
   const float* noise_ratio;    // (items)
   float* out;                  // (items, size), may be `coefficients`
   int threads;
+  Queue queue;
 };
 
 struct NormalsParams {
@@ -139,6 +151,7 @@ struct NormalsParams {
   std::uint32_t evaluation, stream;
   float* out;  // (items, size)
   int threads;
+  Queue queue;
 };
 
 }  // namespace rmp

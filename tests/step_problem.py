@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from types import SimpleNamespace
 from typing import Any
 
 import oracle
 import torch
+from kernel_paths import kernels, poisoned
 from torch import Tensor
 
-from rmp_fast import _core, triton_ops
-from rmp_fast.triton_step import TritonStep
-
-__all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close", "kernels"]
+__all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close"]
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:
@@ -32,17 +28,6 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "")
 STEP_BOUND = 2e-6
 # Mean of up to 64 float32 products divided by a small number: the sum over an item of rounding errors of 2^-24.
 CURVATURE_BOUND = 2e-5
-
-
-_NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
-
-
-def kernels(path: str) -> SimpleNamespace:
-    """The kernels on one path: a code path of ``_core``, or "triton"."""
-    if path != "triton":
-        return SimpleNamespace(**{name: functools.partial(getattr(_core, name), path=path) for name in _NAMES})
-    functions = {name: getattr(triton_ops, name) for name in _NAMES[:-1]}
-    return SimpleNamespace(**functions, NaturalStep=lambda antithetic=False, **buffers: TritonStep(**buffers))
 
 
 class Problem:
@@ -69,7 +54,7 @@ class Problem:
             return torch.randn(shape, generator=g)
 
         self.previous, self.mean, self.denoised, self.denoised_mirror = image(), image(), image(), image()
-        self.next_mean = self.mean if in_place else torch.full(shape, 7.0)
+        self.next_mean = self.mean if in_place else poisoned(shape)
         looks = torch.rand(3, batch, 8, generator=g) * 0.5 + 0.1
         if batch > 2:
             looks[:, 1, oracle.NEXT_STD] = 0  # one item unperturbed

@@ -543,6 +543,8 @@ def test_info_tells_what_is_active_and_why_not() -> None:
     facts = json.loads(process("info", "--json").stdout)
     assert facts["backends"]["cpu"] is None
     assert facts["auto"] == "cpu"
+    if not torch.cuda.is_available():
+        assert "torch " in facts["backends"]["cuda"]
     assert facts["cpu_path"]["in_use"] in facts["cpu_path"]["available"]
     assert len(facts["openmp_runtimes"]) == 1
     assert facts["priors"]["photo"]["metadata"]["data"]

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import oracle
 import pytest
 import torch
-from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close, kernels
+from kernel_paths import CPU_PATHS, PATHS, kernels, poisoned
+from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close
 from torch import Tensor
 
-from rmp_fast import _core, reference, triton_ops
+from rmp_fast import reference
 
 T = TypeVar("T")
 
-ALL_PATHS = ("avx512", "avx2", "wide", "baseline")
 
-
-def _cpu_parameter(path: str) -> Any:
-    reason = f"this processor, or this build, has no {path} path"
-    return pytest.param(path, marks=pytest.mark.skipif(path not in _core.cpu_paths(), reason=reason))
-
-
-CPU_PATHS = [_cpu_parameter(path) for path in ALL_PATHS]
-_no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here"))
-
-
-@pytest.fixture(params=[*CPU_PATHS, TRITON])
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -96,6 +85,8 @@ def test_unperturbed_input_may_be_the_mean(path: str) -> None:
     problem = Problem((2, 77))
     problem.input = problem.mean
     problem.looks[..., oracle.NEXT_STD] = 0
+    if path == "cuda":
+        pytest.skip("the table lies on the device, so there it is refused for any")
     problem.check(path)
 
 
@@ -206,8 +197,8 @@ def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Ca
     ratio = torch.rand(3)
 
     def everything(x: Tensor, kept: Tensor, energy: Tensor, data: Tensor, ratio: Tensor) -> list[Tensor]:
-        out = [torch.empty_like(x) for _ in range(6)]
-        blocks = torch.empty(len(x), channels, -(-height // 4), -(-width // 4))
+        out = [poisoned(x.shape) for _ in range(6)]
+        blocks = poisoned((len(x), channels, -(-height // 4), -(-width // 4)))
         kernels(path).mask(x, kept, out[0])
         kernels(path).block_average(x, 4, blocks)
         kernels(path).block_average_adjoint(blocks, 4, out[1])
@@ -244,14 +235,14 @@ def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Ca
 )
 def test_philox_known_answers(cpu_path: str, counter: list[int], key: list[int], expected: list[int]) -> None:
     """The vectors published with Random123 (kat_vectors)."""
-    assert list(_core.philox(counter, key, path=cpu_path)) == expected
+    assert list(kernels(cpu_path).philox(counter, key)) == expected
 
 
 def test_normals_against_the_oracle(path: str) -> None:
     seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63)])
     long = cases(path, [20_003], [1030])[0]
     for size, evaluation, stream in [(1, 0, 0), (63, 1, 0), (long // 5, 2**32 - 1, 5), (long, 7, 2**32 - 1)]:
-        out = torch.empty(5, size)
+        out = poisoned((5, size))
         kernels(path).normals(seeds, evaluation, stream, out)
         # Angles are rounded to 2^-24 of half a turn and the radius reaches 5.9: at most about 1e-6, mostly 1e-7.
         error = (out.double() - reference.normals(seeds, evaluation, stream, size)).abs()
@@ -260,7 +251,7 @@ def test_normals_against_the_oracle(path: str) -> None:
 
 
 def test_moments_of_the_normals(cpu_path: str) -> None:
-    out = torch.empty(4, 500_000)
+    out = poisoned((4, 500_000))
     kernels(cpu_path).normals(torch.arange(4), 3, 0, out)
     z = out.double().flatten()
     n = z.numel()
@@ -282,7 +273,7 @@ def test_mask(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = torch.randn(shape)
     for masks in {1, shape[0]}:
         kept = (torch.rand(masks, *shape[1:]) > 0.5).to(dtype) * (1 if dtype is torch.bool else 255)
-        out = torch.full(shape, 7.0)
+        out = poisoned(shape)
         kernels(path).mask(x, kept.to(dtype), out)
         assert torch.equal(out, torch.where(kept.bool(), x, 0.0))
 
@@ -291,12 +282,12 @@ def test_mask(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16, 33, 99])
 def test_block_average(path: str, shape: tuple[int, ...], factor: int) -> None:
     x = torch.randn(shape)
-    out = torch.empty(*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor))
+    out = poisoned((*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor)))
     kernels(path).block_average(x, factor, out)
     # Sums of at most 70 and then 64 numbers in pairs or in a row: less than 134 roundings of 2^-24 of their size.
     assert_close(out, oracle.block_average(x, factor), 1e-6)
     y = torch.randn_like(out)
-    back = torch.empty(shape)
+    back = poisoned(shape)
     kernels(path).block_average_adjoint(y, factor, back)
     counts = oracle.block_counts(*shape[2:], factor)
     assert_close(back, oracle.block_repeat(y / counts, factor, *shape[2:]), 1e-7)
@@ -311,7 +302,7 @@ def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoin
         vertical, horizontal = (torch.rand(n, generator=g) for n in lengths)
         vertical, horizontal = vertical / vertical.sum(), horizontal / horizontal.sum()
         x = torch.randn(shape, generator=g)
-        out = torch.empty(shape)
+        out = poisoned(shape)
         kernels(path).separable_blur(x, vertical, horizontal, boundary, adjoint, out)
         # Taps sum to 1, so at worst 200 roundings of 2^-24 of numbers that shrink with the taps. The adjoint's edges
         # collect up to 200 samples, relative to which the bound is taken.
@@ -326,13 +317,16 @@ def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoin
 @pytest.mark.parametrize("shape", [(1, 1, 5, 6), (2, 3, 67, 45)], ids=str)
 @pytest.mark.parametrize("count", [1, 9, 61, 151])
 def test_adjoint_of_separable_blur(cpu_path: str, shape: tuple[int, ...], boundary: str, count: int) -> None:
-    x, y = torch.randn(shape), torch.randn(shape)
-    vertical, horizontal = torch.rand(count), torch.rand(count) - 0.3
-    blurred, spread = torch.empty(shape), torch.empty(shape)
+    g = torch.Generator().manual_seed(count)
+    x, y = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+    vertical, horizontal = torch.rand(count, generator=g), torch.rand(count, generator=g) - 0.3
+    blurred, spread = poisoned(shape), poisoned(shape)
     kernels(cpu_path).separable_blur(x, vertical, horizontal, boundary, False, blurred)
     kernels(cpu_path).separable_blur(y, vertical, horizontal, boundary, True, spread)
     left, right = (blurred.double() * y).sum(), (x * spread.double()).sum()
-    assert abs(left - right) <= 1e-6 * blurred.double().norm() * y.double().norm()
+    # Either result carries the roundings of up to 151 products, most of them of one sample where the image is small.
+    scale = blurred.double().norm() * y.double().norm() + x.double().norm() * spread.double().norm()
+    assert abs(left - right) <= 1e-6 * scale
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
@@ -343,7 +337,7 @@ def test_spectral(path: str, dtype: torch.dtype, shared: bool, update: bool) -> 
         c, data = torch.randn(3, size, dtype=dtype), torch.randn(3, size, dtype=dtype)
         energy = torch.rand(1 if shared else 3, size)
         ratio = torch.rand(3) + 0.1
-        out = torch.empty_like(c)
+        out = poisoned(c.shape, c.dtype)
         kernels(path).spectral(c, energy, data, ratio, out, update)
         # Two roundings of numbers of size 4, divided by at least 0.1.
         assert_close(out, oracle.spectral(c, energy, data, ratio, update), 2e-6)
@@ -354,6 +348,6 @@ def test_spectral(path: str, dtype: torch.dtype, shared: bool, update: bool) -> 
 
 def test_spectral_without_energy_and_noise_changes_nothing(path: str) -> None:
     c = torch.randn(1, 37)
-    out = torch.empty_like(c)
+    out = poisoned(c.shape, c.dtype)
     kernels(path).spectral(c, torch.zeros(1, 37), torch.zeros(1, 37), torch.zeros(1), out, False)
     assert torch.equal(out, c)

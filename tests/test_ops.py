@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmp_fast import _core, ops
+from rmp_fast import _core, backends, cuda_ops, ops
 from rmp_fast.operators import Blur, GaussianBlur, Inpainting, SuperResolution, motion_kernel, random_mask
 
 SIZES = [(0, 3, 8, 8), (1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 65), (3, 1, 64, 31)]
@@ -135,3 +135,30 @@ def test_operators_agree_with_and_without_the_extension(op, monkeypatch: pytest.
     assert not ops.available()
     assert_close(compiled, op.A(x.double()))
     assert_close(back, op.adjoint(compiled.double(), x.shape))
+
+
+def test_cuda_is_refused_with_the_reason_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kept = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.uint8)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(cuda_ops, "_problem", lambda: "there is no driver")
+    with pytest.raises(RuntimeError, match=r"the CUDA kernels are not available \(there is no driver\)"):
+        ops.mask(x, kept, backend="cuda")
+    assert backends.status(cuda, torch.float32)["cuda"] == "there is no driver"
+    assert backends.preferred(cuda, torch.float32) != "cuda"
+    monkeypatch.setattr(cuda_ops, "_problem", lambda: None)
+    assert backends.status(cuda, torch.float32)["cuda"] is None
+    assert backends.preferred(cuda, torch.float32) == "cuda"
+    assert backends.preferred(cuda, torch.float64) == "torch"
+    assert "not on cpu; pass device='cuda'" in str(backends.status(cpu, torch.float32)["cuda"])
+    assert "float32, not torch.float64" in str(backends.status(cuda, torch.float64)["cuda"])
+    with pytest.raises(RuntimeError, match=r"the CUDA kernels are not available .*not on cpu"):
+        ops.mask(x, kept, backend="cuda")
+
+
+def test_what_stands_in_the_way_of_cuda_is_told() -> None:
+    problem = cuda_ops.unavailable_reason(torch.device("cuda"))
+    if torch.cuda.is_available():
+        assert problem is None or "RMP_FAST_CUDA" in problem
+    else:
+        assert problem is not None
+        assert "torch " in problem

@@ -1,5 +1,5 @@
 #include "kernels/cpu/blocks.h"
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
 
 namespace rmp {

@@ -2,7 +2,7 @@
 // move the mean, perturb it for the next look. An isotropic learned precision needs a sum over the whole item before it
 // can perturb, so there the perturbation is a second pass.
 #include "kernels/cpu/blocks.h"
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 #include "kernels/cpu/normals.h"
 #include "kernels/cpu/parallel.h"
 

@@ -1,6 +1,6 @@
 #include "kernels/cpu/normals.h"
 
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
 
 namespace rmp {

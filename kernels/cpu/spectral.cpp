@@ -1,4 +1,4 @@
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/formulas.h"
 

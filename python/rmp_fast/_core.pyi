@@ -1,5 +1,8 @@
-"""Compiled CPU kernels. Tensors are contiguous float32 on the CPU unless said otherwise; what is wrong is said in a
-ValueError or TypeError before any work. `path` picks one of `cpu_paths()` instead of `cpu_path()`."""
+"""Compiled kernels. Tensors are contiguous float32 unless said otherwise, all on the CPU or, if this was built with
+CUDA, all on one CUDA device; what is wrong is said in a ValueError or TypeError before any work. `path` picks one of
+`cpu_paths()` instead of `cpu_path()`, or is "cuda". On a CUDA device the work is queued on `cuda_stream`, a raw pointer
+as `torch.cuda.Stream.cuda_stream` is, by default the default stream; a RuntimeError names the kernel that CUDA
+refused."""
 
 from collections.abc import Sequence
 from typing import Literal, final
@@ -11,6 +14,9 @@ def cpu_path() -> str:
 
 def cpu_paths() -> list[str]:
     """The code paths that this processor can run, fastest first."""
+
+def cuda_problem() -> str | None:
+    """Why CUDA kernels cannot run here, or None if they can: built with CUDA, a driver, a device."""
 
 @final
 class NaturalStep:
@@ -51,7 +57,7 @@ class NaturalStep:
 
         Args:
             previous, mean, next_mean, input, input_mirror: (B, ...); (B, C, H, W) for block averages. `next_mean` may
-                be `mean`; so may `input` where no look is perturbed.
+                be `mean`; so may `input` on the CPU where no look is perturbed.
             looks: (L, B, 8).
             seeds: (B,) int64, read as 64 bits.
             ok: (B,) uint8 or bool.
@@ -61,23 +67,27 @@ class NaturalStep:
             mask: (1 or B, ...) uint8 or bool, None for the identity.
         """
 
-    def step(self, look: int, denoised: int, denoised_mirror: int = 0, evaluation: int | None = None) -> None:
+    def step(
+        self, look: int, denoised: int, denoised_mirror: int = 0, evaluation: int | None = None, cuda_stream: int = 0
+    ) -> None:
         """Run one look.
 
         `denoised` is the `data_ptr()` of a contiguous float32 tensor of the mean's shape; `evaluation`, by default
         look + 1, counts the normals written into `input`.
         """
 
-    def perturb(self, look: int, evaluation: int) -> None:
+    def perturb(self, look: int, evaluation: int, cuda_stream: int = 0) -> None:
         """Write `input` (and its mirror) around `mean` as `looks[look]` says the next one is; change nothing else."""
 
-def mask(x: Tensor, mask: Tensor, out: Tensor, *, path: str | None = None) -> None:
+def mask(x: Tensor, mask: Tensor, out: Tensor, *, path: str | None = None, cuda_stream: int = 0) -> None:
     """out = x where mask else 0; x, out (B, ...), mask (1 or B, ...) uint8 or bool."""
 
-def block_average(x: Tensor, factor: int, out: Tensor, *, path: str | None = None) -> None:
+def block_average(x: Tensor, factor: int, out: Tensor, *, path: str | None = None, cuda_stream: int = 0) -> None:
     """Means of factor x factor blocks; x (..., H, W), out (..., ceil(H / factor), ceil(W / factor))."""
 
-def block_average_adjoint(y: Tensor, factor: int, out: Tensor, *, path: str | None = None) -> None:
+def block_average_adjoint(
+    y: Tensor, factor: int, out: Tensor, *, path: str | None = None, cuda_stream: int = 0
+) -> None:
     """Every value over its block, divided by the block's pixels; shapes the other way round."""
 
 def separable_blur(
@@ -88,11 +98,14 @@ def separable_blur(
     adjoint: bool,
     out: Tensor,
     *,
+    scratch: Tensor | None = None,
     path: str | None = None,
+    cuda_stream: int = 0,
 ) -> None:
     """out[i] = sum_k taps[k] x[i + r - k] along rows and columns, r = len(taps) // 2, or its exact adjoint.
 
     x, out (..., H, W), `out` may be `x`; taps (K,), K odd, of any length. "reflect" repeats the edge: ... b a | a b ...
+    On a CUDA device `scratch`, another tensor like `out`, holds what lies between the two passes.
     """
 
 def spectral(
@@ -103,7 +116,9 @@ def spectral(
     c, data, out (B, ...) float32 or complex64, `out` may be `c`; energy (1 or B, ...); noise_ratio (B,).
     """
 
-def normals(seeds: Tensor, evaluation: int, stream: int, out: Tensor, *, path: str | None = None) -> None:
+def normals(
+    seeds: Tensor, evaluation: int, stream: int, out: Tensor, *, path: str | None = None, cuda_stream: int = 0
+) -> None:
     """The standard normals that a step makes; seeds (B,) int64, out (B, ...)."""
 
 def philox(counter: Sequence[int], key: Sequence[int], *, path: str | None = None) -> list[int]:

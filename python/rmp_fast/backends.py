@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from . import ops, triton_ops
+from . import cuda_ops, ops, triton_ops
 from ._checks import check_choice
 
 __all__ = ["BACKENDS", "core_error", "preferred", "resolve", "status"]
 
 #: In the order in which ``auto`` prefers them; ``reference`` is float64 and only taken when asked for.
-BACKENDS = ("triton", "cpu", "torch", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
 
 #: Why the compiled extension cannot be loaded, or None.
 core_error = None if ops.available() else f"the compiled extension cannot be loaded: {ops.unavailable_reason()}"
@@ -23,11 +23,11 @@ def status(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         cpu = f"its kernels run on the CPU, not on {device}"
     if cpu is None and dtype != torch.float32:
         cpu = f"its kernels are float32, not {dtype}"
-    triton = triton_ops.unavailable_reason(device)
-    if triton is None and dtype != torch.float32:
-        triton = f"its kernels are float32, not {dtype}"
+    gpu = {"cuda": cuda_ops.unavailable_reason(device), "triton": triton_ops.unavailable_reason(device)}
+    if dtype != torch.float32:
+        gpu = {name: reason or f"its kernels are float32, not {dtype}" for name, reason in gpu.items()}
     plain = None if dtype in (torch.float32, torch.float64) else f"the chain's state is float32 or float64, not {dtype}"
-    return {"triton": triton, "cpu": cpu, "torch": plain, "reference": None}
+    return {**gpu, "cpu": cpu, "torch": plain, "reference": None}
 
 
 def preferred(device: torch.device, dtype: torch.dtype) -> str:

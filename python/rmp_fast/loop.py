@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from . import cuda_ops
 from ._checks import check_denoised
 from .priors import Prior
 
@@ -64,12 +65,17 @@ class CompiledStep:
         inputs: Tensor = buffers["input"]
         mirror: Tensor | None = buffers.get("input_mirror")
         self._bound = _core.NaturalStep(antithetic=mirror is not None, **buffers)
+        self._device = inputs.device
         self._shape = inputs.shape if mirror is None else (2 * inputs.shape[0], *inputs.shape[1:])
         self._mirror_offset = 0 if mirror is None else inputs.numel() * inputs.element_size()
-        self.perturb = self._bound.perturb
+
+    def perturb(self, look: int, evaluation: int) -> None:
+        """See :class:`Step`."""
+        self._bound.perturb(look, evaluation, cuda_ops.stream(self._device))
 
     def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
         """See :class:`Step`; ValueError where ``denoised`` is not what the buffers were bound for."""
-        check_denoised(denoised, self._shape)
+        check_denoised(denoised, self._shape, self._device)
         address = denoised.data_ptr()
-        self._bound.step(look, address, address + self._mirror_offset if self._mirror_offset else 0, evaluation)
+        mirror = address + self._mirror_offset if self._mirror_offset else 0
+        self._bound.step(look, address, mirror, evaluation, cuda_ops.stream(self._device))

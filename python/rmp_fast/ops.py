@@ -1,8 +1,8 @@
 """The arithmetic of the operators: a kernel where one applies, else the same in plain torch.
 
 Every function takes ``backend``: ``"auto"`` uses the kernels of the tensors' device for float32 tensors that autograd
-does not follow, ``"cpu"`` and ``"triton"`` insist on them, ``"torch"`` never uses them. The torch forms are complete:
-any device, float32 and float64, differentiable.
+does not follow, ``"cpu"``, ``"cuda"`` and ``"triton"`` insist on them, ``"torch"`` never uses them. The torch forms are
+complete: any device, float32 and float64, differentiable.
 
 They are registered as ``torch.ops.rmp_fast.*`` too, with ``out`` variants that return nothing, for programs that
 torch compiles or exports. These are not differentiable.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import triton_ops
+from . import cuda_ops, triton_ops
 from ._checks import check_choice, check_shape, shape_text
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "unavailable_reason",
 ]
 
-BACKENDS = ("auto", "cpu", "triton", "torch")
+BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 BOUNDARIES = ("circular", "reflect", "replicate")
 
 
@@ -64,7 +64,9 @@ def unavailable_reason() -> str:
 
 
 def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
-    """The kernels that compute on these tensors: ``_core``, :mod:`rmp_fast.triton_ops`, or None for plain torch.
+    """The kernels that compute on these tensors, or None for plain torch.
+
+    Those are ``_core`` on the CPU, else :mod:`rmp_fast.cuda_ops` or :mod:`rmp_fast.triton_ops`.
 
     Raises:
         ValueError: an unknown ``backend``.
@@ -74,12 +76,18 @@ def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
     if backend == "torch":
         return None
     device = tensors[0].device
-    wanted = backend if backend != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = (None if available() else _reason) if wanted == "cpu" else triton_ops.unavailable_reason(device)
+    wanted = backend
+    if backend == "auto":
+        wanted = "cpu" if device.type == "cpu" else "triton" if cuda_ops.unavailable_reason(device) else "cuda"
+    if wanted == "cpu":
+        reason = None if available() else _reason
+    else:
+        reason = (cuda_ops if wanted == "cuda" else triton_ops).unavailable_reason(device)
     if reason is not None:
         if backend == "auto":
             return None
-        what = "the compiled extension is" if wanted == "cpu" else "the Triton kernels are"
+        names = {"cpu": "the compiled extension is", "cuda": "the CUDA kernels are", "triton": "the Triton kernels are"}
+        what = names[wanted]
         raise RuntimeError(f"{what} not available ({reason}); use backend='torch'")
     followed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     # Fake tensors and other subclasses have no memory that a kernel could work on.
@@ -90,7 +98,7 @@ def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
     if wanted == "cpu":
         suits = suits and device.type == "cpu"
     if suits and not followed and not torch.compiler.is_compiling():
-        return _core if wanted == "cpu" else triton_ops
+        return _core if wanted == "cpu" else cuda_ops if wanted == "cuda" else triton_ops
     if backend == "auto":
         return None
     kinds = ", ".join(f"{t.dtype} on {t.device}{' with grad' if t.requires_grad else ''}" for t in tensors)

@@ -106,8 +106,8 @@ class Plan:
         spread_looks: pairs of looks spent on :attr:`Estimate.variance` after the chain, two evaluations each; 8 are
             enough for images. 0: none. For the guidances ``gaussian`` and ``exact``.
         spread_level: s of these looks, about as wide as the images' own spread.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
-        device, dtype: of the state; float32 for ``triton`` and ``cpu``.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"``, ``"torch"`` or ``"reference"`` (float64).
+        device, dtype: of the state; float32 for ``cuda``, ``triton`` and ``cpu``.
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion. The measurements of a nonlinear
             operator, and ``noise_std``, stay in the operator's own unit.
 
@@ -279,7 +279,11 @@ class Plan:
         a, b = self._means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
-        steps: dict[str, Callable[..., loop.Step]] = {"cpu": loop.CompiledStep, "triton": TritonStep}
+        steps: dict[str, Callable[..., loop.Step]] = {
+            "cpu": loop.CompiledStep,
+            "cuda": loop.CompiledStep,
+            "triton": TritonStep,
+        }
         bound = steps.get(self.backend, TorchStep)
         self.steps = [
             [

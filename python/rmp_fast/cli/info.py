@@ -36,7 +36,7 @@ def gather() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": platform.platform(),
-        "backends": {**backends.status(device, torch.float32), **_absent_accelerators()},
+        "backends": backends.status(device, torch.float32),
         "auto": backends.preferred(device, torch.float32),
         "gpu": _gpu() if torch.cuda.is_available() else None,
         "cpu_path": path,
@@ -94,21 +94,9 @@ def _gpu() -> dict[str, Any]:
     device = torch.device("cuda", 0)
     return {
         "name": torch.cuda.get_device_name(device),
-        "backends": {**backends.status(device, torch.float32), **_absent_accelerators()},
+        "backends": backends.status(device, torch.float32),
         "auto": backends.preferred(device, torch.float32),
     }
-
-
-def _absent_accelerators() -> dict[str, str | None]:
-    """Why the backends for other hardware are not active."""
-    import torch
-
-    cuda = "this release has no CUDA kernels"
-    if not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = "torch was built without CUDA" if built is None else f"torch for CUDA {built} finds no device or driver"
-        cuda += f", and {why}"
-    return {"cuda": cuda}
 
 
 def _warnings(runtimes: list[str]) -> list[str]:

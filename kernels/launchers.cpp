@@ -1,4 +1,4 @@
-#include "kernels/cpu/launchers.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {
