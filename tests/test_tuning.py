@@ -169,7 +169,7 @@ def test_priors_without_gradients_are_known_and_refused() -> None:
 
 def test_a_chain_that_is_not_finite_stops() -> None:
     broken = priors.from_denoiser(lambda x, s: x * math.inf, P)
-    with pytest.raises(ValueError, match=r"left the finite range in step 0: lower `learning_rate`, 0\.05"):
+    with pytest.raises(ValueError, match=r"left the finite range in step 0: lower `learning_rate`, 0.05"):
         tuning.tune_looks(toy, broken, table(), steps=1)
 
 
