@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import loop, ops, reference, schedules
+from . import loop, ops, reference, schedules, table
 from ._checks import (
     check_choice,
     check_count,
@@ -53,9 +53,9 @@ class Estimate:
         ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
             backend returns what it got).
         stats: network evaluations per item, of all branches together (``evaluations`` forward,
-            ``backward_evaluations``); ``seconds`` in all and ``network_seconds``, ``operator_seconds``,
-            ``step_seconds``; ``buffer_bytes`` that the plan owns; ``solve_residual``, the largest relative residual of
-            the Gram solves where they are iterative.
+            ``backward_evaluations``); ``seconds`` in all and ``start_seconds``, ``network_seconds``,
+            ``operator_seconds``, ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that the
+            plan owns; ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
     """
 
     mean: Tensor
@@ -309,46 +309,15 @@ class Plan:
                 math.prod(self.measurement_shape[1:]),
             )  # fmt: skip
             self._weights = self._weights.to(self.dtype).repeat(1, self._copies)
-        columns = self._columns_of_looks(self.looks) if self.looks else self._columns_of_levels()
+        if self.looks is not None:
+            columns = table.rows_of_looks(self.looks, self.noise != "none")
+        else:
+            columns = table.rows_of_levels(
+                self.schedule.levels, reference.step_sizes(self.step_size, self.relaxation, self.inner_steps),
+                self.precision_rate, self.noise != "none", self.sampled if self.branches > 1 else [],
+            )  # fmt: skip
         self._looks.copy_(columns[:, None, :])
         self._looks[:looks, :, 3] = ratio.to(self._looks)
-
-    def _columns_of_looks(self, looks: schedules.Looks) -> Tensor:
-        """Rows of the table for tuned looks; the last one perturbs the start."""
-        noise = torch.zeros_like(looks.noise) if self.noise == "none" else looks.noise
-        table = torch.zeros(len(looks) + 1, 8, dtype=torch.float64)
-        table[:-1, 0] = -looks.momentum
-        table[:-1, 1] = looks.weight
-        table[:-2, 2], table[-1, 2] = noise[1:], noise[0]
-        return table
-
-    def _columns_of_levels(self) -> Tensor:
-        """Rows of the table (kernels/params.h) but for the noise ratio: looks, the start, the starts from samples."""
-        s, inner, looks = self.schedule.levels, self.inner_steps, self.looks_per_chain
-        below, above = s[:-1].flip(0), s[1:].flip(0)  # s_k and s_{k+1}, in order of execution
-        share = (1 - (below / above).square()).repeat_interleave(inner)  # 1 - w = v / s_k^2
-        level_std = (above.square() - below.square()).sqrt() * below / above  # sqrt(v) of every level
-        std = level_std.repeat_interleave(inner)
-        if self.noise == "none":
-            std = torch.zeros_like(std)
-        s1 = torch.tensor(reference.step_sizes(self.step_size, self.relaxation, inner), dtype=torch.float64)
-        s1 = s1.repeat(self.schedule.steps)
-        zero = torch.zeros(1, dtype=torch.float64)
-        columns = [
-            s1 * (1 - share), s1 * share, torch.cat([std[1:], zero]), torch.zeros_like(s1),
-            share, torch.cat([share[1:], zero]), std, torch.full_like(s1, self.precision_rate),
-        ]  # fmt: skip
-        table = torch.zeros(self._looks.shape[0], 8, dtype=torch.float64)
-        table[:looks] = torch.stack(columns, -1)
-        table[looks, 2] = std[0]
-        if self.branches > 1:
-            # Behind a sampled level the last look draws the sample, and another row perturbs what follows.
-            last = torch.arange(1, self.schedule.steps + 1) * inner - 1
-            table[looks + 1 :, [2, 5]] = table[last][:, [2, 5]]
-            sampled = torch.tensor(self.sampled, dtype=torch.bool)
-            table[last[sampled], 2] = level_std[sampled]
-            table[last[sampled], 5] = share[last[sampled]]
-        return table
 
     # Execution.
 
@@ -462,7 +431,11 @@ class Plan:
             self.data.copy_(self._form_data(measured))
         self.solve_residual.zero_()
         if self.start == "smooth":
+            started = time.perf_counter()
             self._means[0].copy_(smooth_start(measured, self.op, self.shape))
+            spent = time.perf_counter() - started
+            stats["start_seconds"] += spent
+            stats["seconds"] += spent
         else:
             self._means[0].zero_()
         self._means[1].copy_(self._means[0])
@@ -581,7 +554,9 @@ class Plan:
         backward = self.evaluations if self.guidance in GRADIENTS else 0
         stats: Stats = {"evaluations": self.evaluations, "backward_evaluations": backward}
         stats["buffer_bytes"] = self.buffer_bytes
-        return stats | dict.fromkeys(("seconds", "network_seconds", "operator_seconds", "step_seconds"), 0.0)
+        return stats | dict.fromkeys(
+            ("seconds", "start_seconds", "network_seconds", "operator_seconds", "step_seconds"), 0.0
+        )
 
 
 def reconstruct(
