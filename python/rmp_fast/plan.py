@@ -54,8 +54,8 @@ class Estimate:
             backend returns what it got).
         stats: network evaluations per item, of all branches together (``evaluations`` forward,
             ``backward_evaluations``); ``seconds`` in all and ``start_seconds``, ``network_seconds``,
-            ``operator_seconds``, ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that the
-            plan owns; ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
+            ``operator_seconds``, ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that
+            the plan owns; ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
     """
 
     mean: Tensor
