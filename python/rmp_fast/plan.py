@@ -55,7 +55,7 @@ class Estimate:
         stats: network evaluations per item, of all branches together (``evaluations`` forward,
             ``backward_evaluations``); ``seconds`` in all and ``start_seconds``, ``network_seconds``,
             ``operator_seconds``, ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that
-            the plan owns; ``solve_residual``, the largest relative residual of the Gram solves where they are iterative.
+            the plan owns; ``solve_residual``, the largest relative residual of the Gram solves where iterative.
     """
 
     mean: Tensor
