@@ -7,13 +7,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import oracle
+import pytest
 import torch
 from torch import Tensor
 
 from rmp_fast import _core, triton_ops
 from rmp_fast.triton_step import TritonStep
 
-__all__ = ["CORRECTIONS", "CURVATURE_BOUND", "MODES", "STEP_BOUND", "Problem", "assert_close", "kernels"]
+__all__ = [
+    "CORRECTIONS",
+    "CURVATURE_BOUND",
+    "MODES",
+    "STEP_BOUND",
+    "Problem",
+    "assert_close",
+    "kernels",
+    "needs_triton",
+]
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:
@@ -33,6 +43,9 @@ STEP_BOUND = 2e-6
 # Mean of up to 64 float32 products divided by a small number: the sum over an item of rounding errors of 2^-24.
 CURVATURE_BOUND = 2e-5
 
+
+_no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
+needs_triton = pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here")
 
 _NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import oracle
 import pytest
 import torch
-from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close, kernels
+from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close, kernels, needs_triton
 from torch import Tensor
 
-from rmp_fast import _core, reference, triton_ops
+from rmp_fast import _core, reference
 
 T = TypeVar("T")
 
@@ -25,8 +25,7 @@ def _cpu_parameter(path: str) -> Any:
 
 
 CPU_PATHS = [_cpu_parameter(path) for path in ALL_PATHS]
-_no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here"))
+TRITON = pytest.param("triton", marks=needs_triton)
 
 
 @pytest.fixture(params=[*CPU_PATHS, TRITON])
