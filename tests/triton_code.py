@@ -178,6 +178,7 @@ def amd(compiled: Any) -> dict[str, Any]:
 
 def main() -> None:
     gpu = TARGETS[sys.argv[1]]
+    triton_ops.warp_size = lambda device: gpu.warp_size
     rows = []
     for name, launch, arguments in launches(everything=sys.argv[1] == "sm_90"):
         made = triton.compile(source(launch.kernel, arguments), target=gpu, options={"num_warps": launch.warps})
