@@ -20,7 +20,7 @@ from torch import Tensor
 from rmp_fast import _core, triton_ops
 from rmp_fast.triton_step import TritonStep
 
-__all__ = ["CPU_PATHS", "PATHS", "kernels", "poisoned", "simulated"]
+__all__ = ["CPU_PATHS", "PATHS", "kernels", "needs_triton", "poisoned", "simulated"]
 
 _NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
 
@@ -44,11 +44,11 @@ def _cpu_parameter(path: str) -> Any:
 
 
 _no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
-_TRITON = pytest.param("triton", marks=pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here"))
+needs_triton = pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here")
 
 #: Parameters: the paths of compiled code, and all of them.
 CPU_PATHS = ["cuda"] if simulated else [_cpu_parameter(path) for path in ("avx512", "avx2", "wide", "baseline")]
-PATHS = CPU_PATHS if simulated else [*CPU_PATHS, _TRITON]
+PATHS = CPU_PATHS if simulated else [*CPU_PATHS, pytest.param("triton", marks=needs_triton)]
 
 
 def kernels(path: str) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""What the compiled extension refuses, and what it keeps: lifetimes, threads, the code path that was asked for."""
+"""What the kernels refuse, and what the compiled ones keep: lifetimes, threads, the code path that was asked for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from kernel_paths import kernels, needs_triton
 from step_problem import STEP_BOUND, Problem, assert_close
 
-from rmp_fast import _core
+from rmp_fast import _core, triton_ops
+
+KINDS = {"core": _core, "triton": triton_ops}
 
 
-def _step(**changes: Any) -> _core.NaturalStep:
+def _step(kind: str = "core", **changes: Any) -> Any:
     buffers = Problem((2, 3, 8, 6), correction="mask", masks=2).buffers()
-    return _core.NaturalStep(**{**buffers, **changes})
+    made = _core.NaturalStep if kind == "core" else kernels(kind).NaturalStep
+    return made(**{**buffers, **changes})
 
 
 IMAGE = (2, 3, 8, 6)
@@ -53,29 +57,37 @@ IMAGE = (2, 3, 8, 6)
         ({"correction": "block_average", "factor": 0}, ValueError, "`factor` must be at least 1, got 0"),
         ({"correction": "block_average", "factor": 4}, ValueError,
          "`y` must have shape (B, C, ceil(H / factor), ceil(W / factor)) = (2, 3, 2, 2), got (2, 3, 8, 6)"),
-        ({"antithetic": True}, ValueError, "`input_mirror` must be given when `antithetic` is set"),
         ({"antithetic": True, "drawn": True, "input_mirror": torch.zeros(IMAGE)}, ValueError,
          "`drawn` and `antithetic` exclude each other"),
-        ({"path": "avx1"}, ValueError, "`path` must be one of 'av"),
     ],
 )  # fmt: skip
-def test_step_errors(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_errors(kind: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
-        _step(**changes)
+        _step(kind, **changes)
     assert message in str(raised.value)
 
 
-def test_block_average_needs_images() -> None:
+def test_errors_of_the_compiled_step_alone() -> None:
+    with pytest.raises(ValueError, match="`input_mirror` must be given when `antithetic` is set"):
+        _step(antithetic=True)
+    with pytest.raises(ValueError, match="`path` must be one of 'av"):
+        _step(path="avx1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_average_needs_images(kind: str) -> None:
     problem = Problem((2, 10))
     settings = {**problem.buffers(), "correction": "block_average", "y": torch.zeros(2, 5), "factor": 2}
     with pytest.raises(ValueError, match=r"`mean` must have shape \(B, C, H, W\) when `correction` is 'block_average'"):
-        _core.NaturalStep(**settings)
+        _step(kind, **settings)
 
 
-def test_input_and_its_mirror_must_differ() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_and_its_mirror_must_differ(kind: str) -> None:
     image = torch.zeros(IMAGE)
     with pytest.raises(ValueError, match="`input_mirror` must be another tensor than `input`"):
-        _step(input=image, input_mirror=image)
+        _step(kind, input=image, input_mirror=image)
 
 
 def test_call_errors() -> None:
@@ -101,40 +113,66 @@ TAPS = torch.ones(3)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: _core.mask(X, torch.zeros(3, 3, 8, 6, dtype=torch.uint8), X.clone()), ValueError,
+        (lambda k: k.mask(X, torch.zeros(3, 3, 8, 6, dtype=torch.uint8), X.clone()), ValueError,
          "`mask` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (3, 3, 8, 6)"),
-        (lambda: _core.mask(X, X.to(torch.uint8), torch.zeros(2, 3)), ValueError,
+        (lambda k: k.mask(X, X.to(torch.uint8), torch.zeros(2, 3)), ValueError,
          "`out` must have shape (B, ...) = (2, 3, 8, 6), got (2, 3)"),
-        (lambda: _core.mask(X.to("meta"), X.to(torch.uint8), X.clone()), ValueError,
-         "`x` cannot be read through DLPack"),
-        (lambda: _core.block_average(X, 4, X.clone()), ValueError,
+        (lambda k: k.block_average(X, 4, X.clone()), ValueError,
          "`out` must have shape (..., ceil(H / factor), ceil(W / factor)) = (2, 3, 2, 2), got (2, 3, 8, 6)"),
-        (lambda: _core.block_average(X, 0, X.clone()), ValueError, "`factor` must be at least 1, got 0"),
-        (lambda: _core.block_average(TAPS, 2, TAPS.clone()), ValueError, "`x` must have shape (..., H, W), got (3,)"),
-        (lambda: _core.block_average_adjoint(X, 4, X.clone()), ValueError, "`y` must have shape"),
-        (lambda: _core.separable_blur(X, TAPS, torch.ones(4), "circular", False, X.clone()), ValueError,
+        (lambda k: k.block_average(X, 0, X.clone()), ValueError, "`factor` must be at least 1, got 0"),
+        (lambda k: k.block_average(TAPS, 2, TAPS.clone()), ValueError, "`x` must have shape (..., H, W), got (3,)"),
+        (lambda k: k.block_average_adjoint(X, 4, X.clone()), ValueError, "`y` must have shape"),
+        (lambda k: k.separable_blur(X, TAPS, torch.ones(4), "circular", False, X.clone()), ValueError,
          "`taps_h` must have shape (K,) with odd K, got (4,)"),
-        (lambda: _core.separable_blur(X, X, TAPS, "circular", False, X.clone()), ValueError,
+        (lambda k: k.separable_blur(X, X, TAPS, "circular", False, X.clone()), ValueError,
          "`taps_v` must have shape (K,) with odd K, got (2, 3, 8, 6)"),
-        (lambda: _core.separable_blur(X, TAPS, TAPS, "zero", False, X.clone()), ValueError,
+        (lambda k: k.separable_blur(X, TAPS, TAPS, "zero", False, X.clone()), ValueError,
          "`boundary` must be one of 'circular', 'reflect', 'replicate', got 'zero'"),
-        (lambda: _core.spectral(X, X, C, torch.ones(2), X.clone(), False), TypeError,
+        (lambda k: k.spectral(X, X, C, torch.ones(2), X.clone(), False), TypeError,
          "`data` must be torch.float32, got torch.complex64"),
-        (lambda: _core.spectral(X, torch.zeros(3, 4), X, torch.ones(2), X.clone(), False), ValueError,
+        (lambda k: k.spectral(X, torch.zeros(3, 4), X, torch.ones(2), X.clone(), False), ValueError,
          "`energy` must have shape (1 or B, ...) = (1 or 2, ...) with 144 elements per item, got (3, 4)"),
-        (lambda: _core.spectral(X, X, X, torch.ones(3), X.clone(), False), ValueError,
+        (lambda k: k.spectral(X, X, X, torch.ones(3), X.clone(), False), ValueError,
          "`noise_ratio` must have shape (B,) = (2,), got (3,)"),
-        (lambda: _core.normals(torch.zeros(3, dtype=torch.int64), 0, 0, X.clone()), ValueError,
+        (lambda k: k.normals(torch.zeros(3, dtype=torch.int64), 0, 0, X.clone()), ValueError,
          "`seeds` must have shape (B,) = (2,), got (3,)"),
-        (lambda: _core.spectral(C.conj(), X, C, torch.ones(2), C.clone(), False), ValueError,
+        (lambda k: k.spectral(C.conj(), X, C, torch.ones(2), C.clone(), False), ValueError,
          "`c` must not be a lazily conjugated or negated view; call .resolve_conj() and .resolve_neg()"),
-        (lambda: _core.mask(X, X.to(torch.uint8), X.clone(), path="sse9"), ValueError, "`path` must be one of"),
     ],
 )  # fmt: skip
-def test_operator_errors(call: Callable[[], None], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_operator_errors(kind: str, call: Callable[[Any], None], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
-        call()
+        call(KINDS[kind])
     assert message in str(raised.value)
+
+
+def test_operator_errors_of_one_kind() -> None:
+    kept = X.to(torch.uint8)
+    with pytest.raises(ValueError, match="`x` cannot be read through DLPack"):
+        _core.mask(X.to("meta"), kept, X.clone())
+    with pytest.raises(ValueError, match="`path` must be one of"):
+        _core.mask(X, kept, X.clone(), path="sse9")
+    with pytest.raises(ValueError, match="`out` must be on device meta, got cpu"):
+        triton_ops.mask(X.to("meta"), kept, X.clone())
+    long = torch.zeros(1).expand(1, 2**31)
+    with pytest.raises(ValueError, match="`x` must be contiguous"):
+        triton_ops.mask(long, long, long)
+    with pytest.raises(ValueError, match="`x` must have at most 2147481600 elements per item, got 2147483648"):
+        triton_ops.check_size("x", 2**31)
+
+
+@needs_triton
+def test_calls_of_the_triton_step() -> None:
+    step = _step("triton")
+    with pytest.raises(ValueError, match=r"`look` must be in \[0, 3\), got 3"):
+        step(3, torch.zeros(IMAGE), 1)
+    with pytest.raises(ValueError, match=r"`look` must be in \[0, 3\), got -1"):
+        step.perturb(-1, 0)
+    with pytest.raises(ValueError, match="the prior must return a contiguous float32 tensor on cpu of shape"):
+        step(0, torch.zeros(2, 3, 8, 5), 1)
+    with pytest.raises(ValueError, match="`curvature` must have shape"):
+        _step("triton", curvature=torch.zeros(2, 3))
 
 
 def test_numpy_arrays_are_taken_too() -> None:

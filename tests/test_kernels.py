@@ -43,7 +43,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 # Item lengths that are no multiple of any vector, and items of more than one chunk of 4096; or of more than one tile,
 # with lines that begin at multiples of four and lines that do not.
 SHAPES = [(3, 2, 7, 5), (3, 3, 37, 41)]
-INTERPRETED_SHAPES = [(3, 2, 7, 5), (3, 1, 37, 28)]
+INTERPRETED_SHAPES = [(3, 1, 7, 5), (3, 1, 37, 28)]
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
@@ -169,7 +169,7 @@ def test_item_alone_and_any_thread_count_give_the_same_bits(
     path: str, mode: str, correction: str, threads: Callable[[int], None]
 ) -> None:
     # Large enough for several threads, odd enough that items begin anywhere in a vector.
-    shape = cases(path, [(3, 3, 67, 131)], [(3, 1, 36, 31)])[0]
+    shape = cases(path, [(3, 3, 67, 131)], [(3, 1, 9, 12)])[0]
     made = {}
     for count in cases(path, (1, 2, 4), (1,)):
         threads(count)
@@ -297,7 +297,8 @@ def test_block_average(path: str, shape: tuple[int, ...], factor: int) -> None:
 @pytest.mark.parametrize("adjoint", [False, True])
 @pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
 def test_separable_blur(path: str, shape: tuple[int, ...], boundary: str, adjoint: bool) -> None:
-    for lengths in cases(path, [(1, 1), (3, 5), (1, 41), (61, 9), (101, 201)], [(3, 5), (19, 11)]):
+    few = [(3, 5)] if shape[-1] > 10 else [(3, 5), (19, 11)]
+    for lengths in cases(path, [(1, 1), (3, 5), (1, 41), (61, 9), (101, 201)], few):
         g = torch.Generator().manual_seed(sum(lengths))
         vertical, horizontal = (torch.rand(n, generator=g) for n in lengths)
         vertical, horizontal = vertical / vertical.sum(), horizontal / horizontal.sum()

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import torch
+from step_problem import needs_triton
 
 import rmp_fast as rmp
-from rmp_fast import backends, operators, reference, triton_ops
+from rmp_fast import backends, operators, reference
 from rmp_fast.guidance import GRADIENTS
 from rmp_fast.plan import NOISES
 from rmp_fast.start import smooth_start
@@ -71,15 +72,11 @@ def assert_chains_agree(actual: torch.Tensor, expected: torch.Tensor) -> None:
 # Interpreting is slow: every form and every noise mode once.
 TRITON_CHAINS = [("inpainting per item", "control"), ("super-resolution", "antithetic"), ("gaussian blur", "drawn"),
                  ("reflected blur", "none")]  # fmt: skip
-CHAINS = [*itertools.product(FAST, OPERATORS, NOISES), *(("triton", *chain) for chain in TRITON_CHAINS)]
-
-
-@pytest.fixture(autouse=True)
-def _triton_is_here(request: pytest.FixtureRequest) -> None:
-    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "triton":
-        reason = triton_ops.unavailable_reason(torch.device("cpu"))
-        if reason is not None:
-            pytest.skip(reason)
+TRITON = pytest.param("triton", marks=needs_triton)
+CHAINS = [
+    *itertools.product(FAST, OPERATORS, NOISES),
+    *(pytest.param("triton", *chain, marks=needs_triton) for chain in TRITON_CHAINS),
+]
 
 
 @pytest.mark.parametrize(("backend", "name", "noise"), CHAINS)
@@ -89,7 +86,7 @@ def test_chain_follows_the_reference(backend: str, name: str, noise: str) -> Non
     assert_chains_agree(run(op, y, noise=noise, backend=backend), run(op, y, noise=noise, backend="reference"))
 
 
-@pytest.mark.parametrize("backend", [*FAST, "triton"])
+@pytest.mark.parametrize("backend", [*FAST, TRITON])
 @pytest.mark.parametrize(
     "options",
     [
@@ -283,7 +280,7 @@ def test_empty_batch_gives_an_empty_estimate(noise: str) -> None:
     assert estimate.ok.shape == (0,)
 
 
-@pytest.mark.parametrize("backend", [*FAST, "triton"])
+@pytest.mark.parametrize("backend", [*FAST, TRITON])
 def test_a_diverging_item_is_marked_and_its_neighbours_are_unharmed(backend: str) -> None:
     def breaks(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         out = denoiser(x, s)
@@ -500,7 +497,6 @@ def plan_with(**changes: object) -> rmp.Plan:
         ({"backend": "rocm"}, ValueError, "`backend` must be one of"),
         ({"backend": "cuda"}, ValueError, "`backend` 'cuda' cannot be used: .*; use backend='auto'"),
         ({"backend": "cpu", "dtype": torch.float64}, ValueError, "`backend` 'cpu' cannot be used"),
-        ({"backend": "triton", "dtype": torch.float64}, ValueError, "`backend` 'triton' cannot be used"),
         ({"data_range": (1, 1)}, ValueError, r"`data_range` must be \(low, high\) with low < high"),
         ({"op": torch.nn.Identity()}, TypeError, "`op` must be an rmp_fast operator, got Identity"),
         ({"prior": denoiser}, TypeError, "`prior` must be an rmp_fast prior, got function"),
@@ -544,7 +540,7 @@ def test_a_wrong_code_path_is_no_silent_fallback(monkeypatch: pytest.MonkeyPatch
         plan_with()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
 def test_a_prior_that_returns_something_else_is_refused_before_its_memory_is_read(backend: str) -> None:
     class Transposed(rmp.priors.Prior):
         name, data_variance = "transposed", 0.5

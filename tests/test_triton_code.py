@@ -58,7 +58,7 @@ def test_every_kernel_compiles(code: dict[str, list[Row]], target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled_and_registers_leave_half_the_threads(code: dict[str, list[Row]], target: str) -> None:
     # 64 of 65,536 registers leave 1,024 of the 2,048 threads of a multiprocessor; tile_of counts on these. Lanes of an
-    # MI300 have 512, so that 128 leave 4 of the 8 waves.
+    # MI300 have 512, so that 128 leave four of its eight waves.
     most = 64 if target in NVIDIA else 128
     for row in code[target]:
         assert row["stack"] == row["local"] == 0, told(row)

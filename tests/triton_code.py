@@ -77,8 +77,12 @@ def operators(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], None]]
     yield "any", lambda: triton_ops.normals(seeds, 1, 0, torch.empty_like(x))
 
 
-def launches() -> list[tuple[str, triton_ops.Launch, dict[str, Any]]]:
-    """Every launch of the cases, with its arguments, once per kernel that it needs."""
+def launches(everything: bool) -> list[tuple[str, triton_ops.Launch, dict[str, Any]]]:
+    """Every launch of the cases, with its arguments, once per kernel that it needs.
+
+    Args:
+        everything: also those on items that begin anywhere, which have no wide accesses.
+    """
     recorded: list[tuple[triton_ops.Launch, dict[str, Any]]] = []
 
     def record(launch: triton_ops.Launch, **changed: Any) -> None:
@@ -87,13 +91,13 @@ def launches() -> list[tuple[str, triton_ops.Launch, dict[str, Any]]]:
     triton_ops.Launch.run = record  # type: ignore[method-assign]
     modes = [mode for mode in MODES if mode != "apart"]
     every = ["control", "antithetic"]
+    unaligned = [*steps(UNALIGNED, every, ["mask", "blocks of 4"]), *operators(UNALIGNED)] if everything else []
     found: dict[Any, tuple[str, triton_ops.Launch, dict[str, Any]]] = {}
     for name, call in (
         *steps(IMAGES, modes, ["shared mask", "blocks of 4"]),
         *steps(IMAGES, every, list(CORRECTIONS)),
         *operators(IMAGES),
-        *((f"unaligned {name}", call) for name, call in steps(UNALIGNED, every, ["mask", "blocks of 4"])),
-        *((f"unaligned {name}", call) for name, call in operators(UNALIGNED)),
+        *((f"unaligned {name}", call) for name, call in unaligned),
     ):
         recorded.clear()
         call()
@@ -174,8 +178,9 @@ def amd(compiled: Any) -> dict[str, Any]:
 
 def main() -> None:
     gpu = TARGETS[sys.argv[1]]
+    triton_ops.warp_size = lambda device: gpu.warp_size
     rows = []
-    for name, launch, arguments in launches():
+    for name, launch, arguments in launches(everything=sys.argv[1] == "sm_90"):
         made = triton.compile(source(launch.kernel, arguments), target=gpu, options={"num_warps": launch.warps})
         row = {
             "case": name,

@@ -42,6 +42,7 @@ __all__ = [
     "tile_of",
     "tiles_of",
     "unavailable_reason",
+    "warp_size",
 ]
 
 BOUNDARIES = ("circular", "reflect", "replicate")  # in the order of their numbers in the kernels
@@ -114,11 +115,20 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def tile_of(size: int, least: int = 128) -> tuple[int, int]:
-    """Elements that one program takes of a row of ``size``, and its warps: eight elements per thread, two loads of
-    128 bits per tensor, so that enough bytes are under way at half the occupancy."""
-    elements = max(least, min(1024, power_of_two(size)))
-    return elements, max(1, elements // 256)
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp: 32, or 64 on some of AMD's."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
+
+
+def tile_of(size: int, device: torch.device, each: int = 8) -> tuple[int, int]:
+    """Elements that one program takes of a row of ``size``, and its warps, for ``each`` elements per thread.
+
+    Eight make two accesses of 128 bits per tensor, so that enough bytes are under way with half of the threads that fit
+    on a multiprocessor.
+    """
+    threads = warp_size(device)
+    elements = max(4 * threads, min(1024, power_of_two(size)))
+    return elements, max(1, elements // (each * threads))
 
 
 def quarter(n: int) -> tuple[int, bool]:
@@ -129,9 +139,9 @@ def quarter(n: int) -> tuple[int, bool]:
     return (n // 4, True) if n % 4 == 0 else (n, False)
 
 
-def tiles_of(size: int) -> tuple[int, int, dict[str, Any]]:
+def tiles_of(size: int, device: torch.device) -> tuple[int, int, dict[str, Any]]:
     """Tiles of an item of ``size`` that counts as one row, their warps, and what a kernel is told about them."""
-    columns, warps = tile_of(size)
+    columns, warps = tile_of(size, device)
     length, aligned = quarter(size)
     tiles = -(-size // columns)
     return tiles, warps, {"size": length, "tiles": tiles, "ALIGNED": aligned, "COLUMNS": columns}
@@ -181,7 +191,7 @@ def mask(x: Tensor, mask: Tensor, out: Tensor) -> None:
     _, items, size = _items("x", x, _FLOAT)
     check_buffer("out", out, _FLOAT, shape=x.shape, axes="(B, ...)", device=x.device)
     check_shared("mask", mask, items, size, torch.uint8, torch.bool, device=x.device)
-    tiles, warps, tiling = tiles_of(size)
+    tiles, warps, tiling = tiles_of(size, x.device)
     arguments = {"x_ptr": x, "mask_ptr": as_bytes(mask), "out_ptr": out, "SHARED_MASK": len(mask) == 1, **tiling}
     Launch(kernels("mask").mask, items * tiles, warps, x.device, arguments).run()
 
@@ -210,7 +220,7 @@ def averages(shape: Sequence[int], factor: int, out: Tensor) -> Launch:
         "BLOCKS": blocks, "ALIGNED": aligned,
     }  # fmt: skip
     bands = out.shape[-2] * math.prod(shape[:-2])
-    warps = max(1, min(4, blocks * lanes // 128))
+    warps = max(1, min(128, blocks * lanes // 4) // warp_size(out.device))
     return Launch(kernels("block_average").block_average, bands * tiles, warps, out.device, arguments)
 
 
@@ -224,8 +234,7 @@ def block_average_adjoint(y: Tensor, factor: int, out: Tensor) -> None:
     """See ``_core.block_average_adjoint``."""
     height, width, factor = _check_blocks(out, "out", y, "y", factor)
     size = height * width
-    columns, warps = tile_of(size)
-    columns = max(128, columns // 2)  # the places of the blocks take many registers
+    columns, warps = tile_of(size, y.device, each=4)  # the places of the blocks take many registers
     tiles = -(-size // columns)
     arguments = {
         "y_ptr": y, "out_ptr": out, "height": height, "width": width, "factor": factor, "tiles": tiles,
@@ -250,7 +259,8 @@ def separable_blur(x: Tensor, taps_v: Tensor, taps_h: Tensor, boundary: str, adj
         return
     lines = x.numel() // width
     columns = max(32, min(128, power_of_two(width)))
-    rows = 512 // columns  # the adjoint keeps many positions in registers
+    # Four elements per thread: the adjoint keeps many positions in registers.
+    rows, warps = 512 // columns, 128 // warp_size(x.device)
     tiles = -(-width // columns)
     length, aligned = quarter(width)
     between = torch.empty_like(x)
@@ -265,7 +275,7 @@ def separable_blur(x: Tensor, taps_v: Tensor, taps_h: Tensor, boundary: str, adj
             "radius": radius, "tiles": tiles, "VERTICAL": vertical, "BOUNDARY": BOUNDARIES.index(boundary),
             "ADJOINT": adjoint, "NEAR": radius <= axis, "ALIGNED": aligned, "ROWS": rows, "COLUMNS": columns,
         }  # fmt: skip
-        Launch(kernels("separable_blur").blur_axis, bands * tiles, 4, x.device, arguments).run()
+        Launch(kernels("separable_blur").blur_axis, bands * tiles, warps, x.device, arguments).run()
 
 
 def spectral(c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: Tensor, update: bool) -> None:
@@ -279,7 +289,7 @@ def spectral(c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: 
         c, data, out = (torch.view_as_real(t) for t in (c, data, out))
     floats = item_size(c)
     check_size("c", floats)
-    tiles, warps, tiling = tiles_of(floats)
+    tiles, warps, tiling = tiles_of(floats, c.device)
     arguments = {
         "coefficients_ptr": c, "energy_ptr": energy, "data_ptr": data, "noise_ratio_ptr": noise_ratio, "out_ptr": out,
         "COMPLEX": floats != size, "UPDATE": update, "SHARED_ENERGY": len(energy) == 1, **tiling,
@@ -296,7 +306,7 @@ def normals(seeds: Tensor, evaluation: int, stream: int, out: Tensor) -> None:
     """See ``_core.normals``."""
     _, items, size = _items("out", out, _FLOAT)
     check_buffer("seeds", seeds, torch.int64, shape=(items,), axes="(B,)", device=out.device)
-    tiles, warps, tiling = tiles_of(size)
+    tiles, warps, tiling = tiles_of(size, out.device)
     counters = {"evaluation": signed(evaluation), "stream": signed(stream)}
     arguments = {"seeds_ptr": seeds, "out_ptr": out, **counters, **tiling}
     Launch(kernels("normals").normals, items * tiles, warps, out.device, arguments).run()

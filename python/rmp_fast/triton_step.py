@@ -35,8 +35,9 @@ class TritonStep:
     Args: those of :class:`rmp_fast.torch_step.TorchStep`, contiguous float32 on one device, and no two of them one
     buffer but ``previous``, ``mean`` and ``next_mean``.
 
-    The kernels are compiled here and not at the first step. A step is one launch; two with a learned precision; and one
-    more for block averages by a factor that is no power of two, is above 16, or on widths that are no multiple of four.
+    The kernels are compiled here and not at the first step. A step is one launch; one more with a precision learned per
+    item; and one more for block averages by a factor that is no power of two or above 16, or on widths that are no
+    multiple of four.
 
     Raises:
         TypeError, ValueError: as ``_core.NaturalStep``.
@@ -90,7 +91,7 @@ class TritonStep:
 
     def _correct(self, correction: str, y: Tensor | None, mask: Tensor | None, factor: int) -> None:
         """What the step is told about the measurement and its tiles."""
-        self._tiles, self._warps, tiling = tiles_of(self._size)
+        self._tiles, self._warps, tiling = tiles_of(self._size, self._device)
         self._averages: Launch | None = None
         self._given: dict[str, Any] = {
             "y_ptr": None, "gradient_mirror_ptr": None, "mask_ptr": None, "averages_ptr": None,
@@ -129,7 +130,7 @@ class TritonStep:
         check_buffer("y", y, _FLOAT, shape=expected, axes=axes, device=self._device)
         factor = min(factor, max(height, width))
         if factor in (2, 4, 8, 16) and width % 4 == 0:
-            elements, self._warps = tile_of(factor * power_of_two(width))
+            elements, self._warps = tile_of(factor * power_of_two(width), self._device)
             columns = elements // factor
             self._tiles = channels * expected[2] * -(-width // columns)
             tiling = {"tiles": self._tiles, "ALIGNED": True, "ROWS": factor, "COLUMNS": columns}
@@ -157,8 +158,11 @@ class TritonStep:
         file = kernels("natural_step")
         images = {"previous_ptr": previous, "mean_ptr": mean, "next_mean_ptr": next_mean, "ok_ptr": ok}
         arguments = {**shared, **self._given, **images, "DRAWN": drawn}
-        self._step = Launch(file.natural_step, self._items * self._tiles, self._warps, self._device, arguments)
-        tiles, warps, tiling = tiles_of(self._size)
+        # A curvature per element takes so many registers that a thread has four elements instead of eight.
+        elements = self._given["ROWS"] * self._given["COLUMNS"]
+        warps = tile_of(elements, self._device, each=4)[1] if precision == DIAGONAL else self._warps
+        self._step = Launch(file.natural_step, self._items * self._tiles, warps, self._device, arguments)
+        tiles, warps, tiling = tiles_of(self._size, self._device)
         first = {**shared, **tiling, "mean_ptr": mean, "sums": 0, "curvature_before_ptr": None, "partial_ptr": None}
         self._perturb = Launch(file.perturb, self._items * tiles, warps, self._device, first)
         self._learn: Launch | None = None
