@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from step_problem import needs_triton
+from kernel_paths import needs_triton
 
 import rmp_fast as rmp
 from rmp_fast import backends, ops, triton_ops
