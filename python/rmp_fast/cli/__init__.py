@@ -61,14 +61,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "inputs", nargs="+", type=path, metavar="INPUT", help="PNG, JPEG, TIFF or WebP files, or folders"
     )
     parser.add_argument("--operator", metavar="NAME", help="how the images were degraded; see below")
-    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
-    parser.add_argument(
-        "--noise-std",
-        type=float,
-        metavar="S",
-        help="standard deviation of the measurement noise where black is 0 and white is 1",
-    )
-    parser.add_argument("--out", type=path, metavar="DIR", help="folder for the results, made if missing")
+    _add_problem_options(parser)
     parser.add_argument(
         "--simulate", action="store_true", help="INPUT is clean: degrade it first, and report PSNR and SSIM"
     )
@@ -105,14 +98,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     path = pathlib.Path
     parser.add_argument("--task", metavar="NAME", help="how the images are degraded; see rmp-fast reconstruct --help")
     parser.add_argument("--images", nargs="+", type=path, metavar="FILE", help="clean image files, or folders")
-    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
-    parser.add_argument(
-        "--noise-std",
-        type=float,
-        metavar="S",
-        help="standard deviation of the measurement noise where black is 0 and white is 1",
-    )
-    parser.add_argument("--out", type=path, metavar="DIR", help="folder for the results, made if missing")
+    _add_problem_options(parser)
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -132,6 +118,17 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
     _add_operator_options(parser)
+
+
+def _add_problem_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
+    parser.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="S",
+        help="standard deviation of the measurement noise where black is 0 and white is 1",
+    )
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the results, made if missing")
 
 
 def _add_operator_options(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from . import degrade, panel, record
 from .inputs import collect_inputs, make_output_folder
 from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
-from .usage import UsageError
+from .usage import UsageError, check_numbers
 
 __all__ = ["run"]
 
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     choice("--task", options.task, tuple(TASKS))
     options.operator, options.simulate = options.task, True
     settings = resolve(options)
-    _check_numbers(options)
+    check_numbers(options, ("samples", "batch_size", "threads"))
     evaluations = _evaluations(options)
     if not options.images:
         raise UsageError("`--images` must be given: clean image files, or folders with such files")
@@ -203,19 +203,6 @@ class Comparison:
         image = np.clip(image, 0, 1).astype(np.float32)
         psnr, ssim = metrics.psnr(image, picture.pixels), metrics.ssim(image, picture.pixels)
         return Row(picture.file.name, label, psnr, ssim, 0, 0, 0.0, True, image)
-
-
-def _check_numbers(options: argparse.Namespace) -> None:
-    if options.noise_std is None:
-        raise UsageError(
-            "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
-        )
-    if not 0 <= options.noise_std < float("inf"):
-        raise UsageError(f"`--noise-std` must be a finite number >= 0, got {options.noise_std}")
-    for name in ("samples", "batch_size", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
 
 
 def _evaluations(options: argparse.Namespace) -> dict[str, int]:

@@ -18,7 +18,7 @@ from .. import images
 from . import record
 from .inputs import check_outputs, collect_inputs, make_output_folder, output_names
 from .tasks import choice, resolve
-from .usage import UsageError
+from .usage import UsageError, check_numbers
 
 if TYPE_CHECKING:
     from .chain import Chain, Outcome
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         UsageError: before any work, for anything that cannot be carried out as given.
     """
     settings = resolve(options)
-    _check_numbers(options)
+    check_numbers(options, ("evaluations", "inner_steps", "batch_size", "threads"))
     suffix = images.FORMATS[choice("--format", options.format, tuple(images.FORMATS))]
     files = collect_inputs(options.inputs)
     if options.out is None:
@@ -100,19 +100,6 @@ def run(options: argparse.Namespace) -> int:
         before, after = (sum(values) / len(gains) for values in zip(*gains, strict=True))
         reporter.result(f"mean of {len(gains)} images: {before:.2f} → {after:.2f} dB")
     return 1 if reporter.failures else 0
-
-
-def _check_numbers(options: argparse.Namespace) -> None:
-    if options.noise_std is None:
-        raise UsageError(
-            "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
-        )
-    if not 0 <= options.noise_std < float("inf"):
-        raise UsageError(f"`--noise-std` must be a finite number >= 0, got {options.noise_std}")
-    for name in ("evaluations", "inner_steps", "batch_size", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
 
 
 def _probe(files: Sequence[pathlib.Path]) -> tuple[list[Job], list[images.ImageError]]:

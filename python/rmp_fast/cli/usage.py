@@ -1,7 +1,26 @@
 """Refusals of the command line."""
 
-__all__ = ["UsageError"]
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+__all__ = ["UsageError", "check_numbers"]
 
 
 class UsageError(ValueError):
     """The command cannot be carried out as given; nothing was done."""
+
+
+def check_numbers(options: argparse.Namespace, counts: Sequence[str]) -> None:
+    """Refuse a missing or negative ``--noise-std``, and any of ``counts`` that is given and below 1."""
+    if options.noise_std is None:
+        raise UsageError(
+            "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
+        )
+    if not 0 <= options.noise_std < float("inf"):
+        raise UsageError(f"`--noise-std` must be a finite number >= 0, got {options.noise_std}")
+    for name in counts:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
