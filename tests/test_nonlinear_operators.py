@@ -192,13 +192,15 @@ def test_what_needs_linearity_is_refused(case: Case) -> None:
         lambda: op.iterative_solve(y, 1.0, 0.1, iterations=3),
         lambda: op.form(case.shape, y.device, y.dtype),
     ):
-        with pytest.raises(ValueError, match=f"'{op.name}' is not linear .* use the guidance 'dps' or 'jensen'"):
+        with pytest.raises(
+            ValueError, match=f"'{op.name}' is not linear .* use the guidance 'gauss_newton', 'dps' or 'jensen'"
+        ):
             call()
 
 
 def test_plans_refuse_guidances_that_need_linearity() -> None:
     prior = rmp.priors.from_denoiser(lambda x, s: x, data_variance=0.5)
     for guidance in ("gaussian", "exact"):
-        expected = f"'{guidance}' cannot serve the operator 'phase_retrieval' .*; those that can: 'dps', 'jensen'"
+        expected = f"'{guidance}' cannot serve the operator 'phase_retrieval' .*; those that can: 'gauss_newton', 'dps', 'jensen'"
         with pytest.raises(ValueError, match=expected):
             rmp.Plan(PhaseRetrieval(), prior, (1, 1, 4, 4), 0.1, guidance=guidance)

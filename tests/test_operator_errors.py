@@ -329,7 +329,7 @@ CASES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     ),
     (
         ValueError,
-        "`backend` must be one of 'auto', 'cpu', 'torch', got 'gpu'",
+        "`backend` must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch', got 'gpu'; did you mean 'cpu'?",
         lambda: ops.block_average(image, 2, backend="gpu"),
     ),
     (

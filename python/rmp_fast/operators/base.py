@@ -84,8 +84,8 @@ class Operator(abc.ABC):
 
     def _refused(self, what: str) -> ValueError:
         return ValueError(
-            f"the operator {self.name!r} is not linear and has no {what}; use the guidance 'dps' or 'jensen', "
-            "which need A and its gradient alone"
+            f"the operator {self.name!r} is not linear and has no {what}; use the guidance 'gauss_newton', 'dps' or "
+            "'jensen', which need A and its gradient alone"
         )
 
 
