@@ -38,7 +38,7 @@ def block_average(
     total = tl.zeros([BLOCKS * LANES], tl.float32)
     if FACTOR <= 16:
         for row in tl.static_range(FACTOR):
-            total += tl.load(row_ptr + row * width + column, inside & (row < rows), other=0.0)
+            total += tl.load(row_ptr + row * width + column, inside & (rows > row), other=0.0)
     else:
         for row in range(0, rows):
             total += tl.load(row_ptr + row * width + column, inside, other=0.0)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ._checks import check_buffer, check_choice, shape_text
 
 __all__ = [
+    "COMPILE_OPTIONS",
     "Launch",
     "as_bytes",
     "averages",
@@ -46,6 +47,9 @@ __all__ = [
 ]
 
 BOUNDARIES = ("circular", "reflect", "replicate")  # in the order of their numbers in the kernels
+
+#: As on the CPU, products and sums are fused where the formulas ask for it and nowhere else.
+COMPILE_OPTIONS = {"enable_fp_fusion": False}
 
 _FLOAT = torch.float32
 _LARGEST = 2**31 - 2048  # elements of one item or plane, which the kernels count in 32 bits
@@ -85,7 +89,7 @@ def kernels(file: str) -> Any:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its arguments: ``programs`` programs of ``warps`` warps on the current stream of ``device``."""
+    """A kernel with most of its arguments, to run on the current stream: ``programs`` programs of ``warps`` warps."""
 
     kernel: Any
     programs: int
@@ -93,21 +97,23 @@ class Launch:
     device: torch.device
     arguments: dict[str, Any]
 
-    def run(self, **changed: Any) -> None:
-        """Run it, with some arguments changed."""
+    def run(self, **others: Any) -> None:
+        """Run it, with the arguments that were left open."""
         if self.programs == 0:
             return
+        options = {"num_warps": self.warps, **COMPILE_OPTIONS}
         if self.device.type == "cuda" and self.device.index not in (None, torch.cuda.current_device()):
             with torch.cuda.device(self.device):
-                self.kernel[(self.programs,)](**(self.arguments | changed), num_warps=self.warps)
+                self.kernel[(self.programs,)](**self.arguments, **others, **options)
         else:
-            self.kernel[(self.programs,)](**(self.arguments | changed), num_warps=self.warps)
+            self.kernel[(self.programs,)](**self.arguments, **others, **options)
 
-    def compile(self, **changed: Any) -> None:
+    def compile(self, **others: Any) -> None:
         """Compile what :meth:`run` would run."""
         if self.programs and self.device.type == "cuda":
             with torch.cuda.device(self.device):
-                self.kernel.warmup(grid=(self.programs,), **(self.arguments | changed), num_warps=self.warps)
+                options = {"num_warps": self.warps, **COMPILE_OPTIONS}
+                self.kernel.warmup(grid=(self.programs,), **self.arguments, **others, **options)
 
 
 def power_of_two(n: int) -> int:
