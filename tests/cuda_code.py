@@ -123,7 +123,7 @@ def _read(binary: Path) -> list[Kernel]:
             accesses = Counter(
                 f"{name}{'.' + width if width else ''}"
                 for name, width in re.findall(
-                    r"\b(LDG|STG|LDL|STL)\b(?:\.(?!(?:128|64|U8|S8|U16)\b)\w+)*(?:\.(\w+))?", body
+                    r"\b(LDG|STG|LDL|STL|LD|ST)\b(?:\.(?!(?:128|64|U8|S8|U16)\b)\w+)*(?:\.(\w+))?", body
                 )
             )
             found.append(

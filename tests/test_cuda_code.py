@@ -39,6 +39,12 @@ def test_nothing_is_spilled(code: list[Kernel]) -> None:
         assert not {"LDL", "STL"} & {name.split(".")[0] for name in kernel.accesses}, kernel
 
 
+def test_the_kind_of_memory_is_known_everywhere(code: list[Kernel]) -> None:
+    """A generic access finds out at every address whether it is global, shared or local."""
+    for kernel in code:
+        assert not {"LD", "ST"} & {name.split(".")[0] for name in kernel.accesses}, kernel
+
+
 def test_registers_leave_room_for_the_resident_blocks(code: list[Kernel]) -> None:
     for kernel in code:
         given = -(-kernel.registers // 8) * 8
