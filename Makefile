@@ -1,9 +1,10 @@
 # make demo   restores a degraded photograph, from nothing: environment, build, run
 # make test   environment with the development tools, linters, tests
+# make test-gpu   the kernels on a CUDA device, also under compute-sanitizer; needs nvcc
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-gpu bench lint format clean
 
 # The one place where torch is pinned: results are compared to the last bit within one version of it.
 TORCH ?= torch==2.13.0
@@ -15,13 +16,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc kernels python cmake CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
-NATIVE := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' 2>/dev/null)
+NATIVE := $(shell find csrc kernels tests/simt -name '*.cpp' -o -name '*.cu' -o -name '*.h' 2>/dev/null)
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+test-gpu: $(VENV)/developed
+	$(BIN)/python -c 'import sys, torch, rmp_fast.cuda_ops as o; sys.exit(o.unavailable_reason(torch.device("cuda")))'
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py -k 'cuda or gpu'
+	@for tool in memcheck racecheck; do if command -v compute-sanitizer >/dev/null; then \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral)'; \
+	else echo "compute-sanitizer $$tool: not installed, not run"; fi; done
 
 bench: $(VENV)/developed
 	$(BIN)/python -m pytest benchmarks

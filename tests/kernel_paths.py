@@ -1,7 +1,7 @@
 """The code that the kernel tests run, by the name of its path.
 
 Names of ``_core.cpu_paths()``, and "triton", interpreted. In the processes that tests/test_simt.py starts there is
-"cuda" alone: the CUDA kernels, simulated on the CPU.
+"cuda" alone: the CUDA kernels, simulated on the CPU. Elsewhere "cuda" is there where a device is, and runs on that.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from on_gpu import OnGpu
 from torch import Tensor
 
-from rmp_fast import _core, triton_ops
+from rmp_fast import _core, cuda_ops, triton_ops
 from rmp_fast.triton_step import TritonStep
 
 __all__ = ["CPU_PATHS", "PATHS", "kernels", "needs_triton", "poisoned", "simulated"]
@@ -46,8 +47,12 @@ def _cpu_parameter(path: str) -> Any:
 _no_triton = triton_ops.unavailable_reason(torch.device("cpu"))
 needs_triton = pytest.mark.skipif(_no_triton is not None, reason=_no_triton or "it runs here")
 
+_GPU = torch.device("cuda", 0)
+_gpu = OnGpu(cuda_ops, _core, _GPU) if cuda_ops.unavailable_reason(_GPU) is None else None
+
 #: Parameters: the paths of compiled code, and all of them.
 CPU_PATHS = ["cuda"] if simulated else [_cpu_parameter(path) for path in ("avx512", "avx2", "wide", "baseline")]
+CPU_PATHS += ["cuda"] if _gpu and not simulated else []
 PATHS = CPU_PATHS if simulated else [*CPU_PATHS, pytest.param("triton", marks=needs_triton)]
 
 
@@ -56,7 +61,7 @@ def kernels(path: str) -> SimpleNamespace:
     if path == "triton":
         functions = {name: getattr(triton_ops, name) for name in _NAMES[:-1]}
         return SimpleNamespace(**functions, NaturalStep=lambda antithetic=False, **buffers: TritonStep(**buffers))
-    module = simulated if path == "cuda" else _core
+    module = (simulated or _gpu) if path == "cuda" else _core
     return SimpleNamespace(
         **{name: functools.partial(getattr(module, name), path=path) for name in (*_NAMES, "philox")}
     )

@@ -201,6 +201,6 @@ def test_what_needs_linearity_is_refused(case: Case) -> None:
 def test_plans_refuse_guidances_that_need_linearity() -> None:
     prior = rmp.priors.from_denoiser(lambda x, s: x, data_variance=0.5)
     for guidance in ("gaussian", "exact"):
-        expected = f"'{guidance}' cannot serve the operator 'phase_retrieval' .*; those that can: 'gauss_newton', 'dps', 'jensen'"
+        expected = f"'{guidance}' cannot serve the operator 'phase_retrieval' .*: 'gauss_newton', 'dps', 'jensen'"
         with pytest.raises(ValueError, match=expected):
             rmp.Plan(PhaseRetrieval(), prior, (1, 1, 4, 4), 0.1, guidance=guidance)

@@ -1,6 +1,6 @@
 #include "kernels/cpu/blocks.h"
-#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {

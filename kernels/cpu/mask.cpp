@@ -1,5 +1,5 @@
-#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {

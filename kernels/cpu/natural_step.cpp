@@ -2,9 +2,9 @@
 // move the mean, perturb it for the next look. An isotropic learned precision needs a sum over the whole item before it
 // can perturb, so there the perturbation is a second pass.
 #include "kernels/cpu/blocks.h"
-#include "kernels/launchers.h"
 #include "kernels/cpu/normals.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {
@@ -245,9 +245,10 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
 
 template <bool kDiagonal>
 void perturb_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int) {
-  over_chunks(p, first, last,
-              [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end, const NormalStream& normals)
-                  RMP_INLINE_LAMBDA { perturb_tile<kDiagonal>(p, normals, item, next_scale(p, item), begin, end - begin); });
+  over_chunks(
+      p, first, last,
+      [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end, const NormalStream& normals)
+          RMP_INLINE_LAMBDA { perturb_tile<kDiagonal>(p, normals, item, next_scale(p, item), begin, end - begin); });
 }
 
 // j <- (1 - rate) j + rate * sum / (ratio std^2 N). A look that left the finite range teaches nothing.

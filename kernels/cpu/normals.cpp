@@ -1,7 +1,7 @@
 #include "kernels/cpu/normals.h"
 
-#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {

@@ -3,8 +3,8 @@
 // transposed on their way in and out. A strip is continued beyond its ends as the boundary says and convolved, out[i] =
 // sum_m weight[m] x[i + m]. The adjoint continues it by zeros, makes the longer result and folds its ends back to where
 // the boundary took them from.
-#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {

@@ -1,6 +1,6 @@
-#include "kernels/launchers.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/formulas.h"
+#include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {

@@ -22,9 +22,19 @@ struct Part {
   int count;
 };
 
+// Four numbers of global memory at once. By name, because nvcc takes an access of four apart where the other branch of
+// a condition makes single ones. Being volatile, these keep their order among themselves.
 RMP_DEVICE Four load(const float* p, Whole) {
+  Four f;
+#if defined(__CUDACC__)
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3])
+               : "l"(__cvta_generic_to_global(p)));
+#else
   const float4 q = *reinterpret_cast<const float4*>(p);
-  return {{q.x, q.y, q.z, q.w}};
+  f = {{q.x, q.y, q.z, q.w}};
+#endif
+  return f;
 }
 RMP_DEVICE Four load(const float* p, Part part) {
   Four f{};
@@ -36,10 +46,9 @@ RMP_DEVICE Four load(const float* p, Part part) {
 }
 RMP_DEVICE void store(float* p, const Four& f, Whole) {
 #if defined(__CUDACC__)
-  // By name: nvcc takes a store of four numbers apart where the other branch of a condition ends in single ones.
-  asm("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "f"(f.v[0]), "f"(f.v[1]),
-      "f"(f.v[2]), "f"(f.v[3])
-      : "memory");
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "f"(f.v[0]), "f"(f.v[1]),
+               "f"(f.v[2]), "f"(f.v[3])
+               : "memory");
 #else
   *reinterpret_cast<float4*>(p) = make_float4(f.v[0], f.v[1], f.v[2], f.v[3]);
 #endif

@@ -49,9 +49,11 @@ template <class Each>
 RMP_DEVICE void over_copies(int q, int n, int radius, Boundary boundary, const Each& each) {
   if (boundary == Boundary::replicate) {
     if (q == 0) {
+#pragma unroll 1
       for (int i = -radius; i < 0; ++i) each(i);
     }
     if (q == n - 1) {
+#pragma unroll 1
       for (int i = n; i < n + radius; ++i) each(i);
     }
     return;
@@ -59,6 +61,7 @@ RMP_DEVICE void over_copies(int q, int n, int radius, Boundary boundary, const E
   const int images[] = {q, -1 - q};
 #pragma unroll
   for (const int image : images) {
+#pragma unroll 1
     for (int i = -radius + modulo(image + radius, 2 * n); i < n + radius; i += 2 * n) {
       if (i != q) each(i);
     }
@@ -105,6 +108,7 @@ RMP_DEVICE void blur_rows(const Pass& p, const float* column, int first, Span sp
       const int from = image - p.radius, start = from < 0 ? 0 : from;
       const int end = from + count < p.height ? from + count : p.height;
       Four result{};
+#pragma unroll 1
       for (int at = start; at < end; ++at) {
         const Four x = load(column + static_cast<std::int64_t>(at) * p.width, span);
         accumulate(weight(at - from), x, result);
@@ -145,7 +149,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileResident) blur_kernel(const
         const int remaining = p.height - top - down;
         if (left + across >= p.width || remaining <= 0) continue;
         float* out = p.out + plane * size + static_cast<std::int64_t>(left + across) * p.height + top + down;
-        const Four value = load(tile + across * kPitch + down, Whole{});
+        const float4 column_run = *reinterpret_cast<const float4*>(tile + across * kPitch + down);
+        const Four value{{column_run.x, column_run.y, column_run.z, column_run.w}};
         if (whole_out) {
           store(out, value, Whole{});
         } else {
