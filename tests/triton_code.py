@@ -183,10 +183,6 @@ def main() -> None:
     for name, launch, arguments in launches(everything=sys.argv[1] == "sm_90"):
         options = {"num_warps": launch.warps, **triton_ops.COMPILE_OPTIONS}
         made = triton.compile(source(launch.kernel, arguments), target=gpu, options=options)
-            source(launch.kernel, arguments),
-            target=gpu,
-            options={"num_warps": launch.warps, **triton_ops.COMPILE_OPTIONS},
-        )
         row = {
             "case": name,
             "kernel": launch.kernel.fn.__name__,
