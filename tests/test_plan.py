@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from step_problem import needs_triton
+from kernel_paths import needs_triton
 
 import rmp_fast as rmp
 from rmp_fast import backends, operators, reference
