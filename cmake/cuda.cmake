@@ -1,5 +1,5 @@
-# The CUDA kernels, where wanted. They take longer to compile than all the rest, and who has nvcc need not have a device:
-# AUTO builds them on machines with both. A wheel for other machines is built with -DRMP_FAST_CUDA=ON.
+# The CUDA kernels, where wanted. They more than double the time to compile, and who has nvcc need not have a device: AUTO
+# builds them on machines with both. Images and wheels for other machines are built with RMP_FAST_CUDA=ON.
 if(NOT RMP_FAST_CUDA MATCHES "^(ON|OFF|AUTO)$")
   message(FATAL_ERROR "RMP_FAST_CUDA must be ON, OFF or AUTO, got '${RMP_FAST_CUDA}'")
 endif()
@@ -7,7 +7,7 @@ if(RMP_FAST_CUDA STREQUAL "OFF")
   return()
 endif()
 if(RMP_FAST_CUDA STREQUAL "AUTO" AND NOT EXISTS /dev/nvidiactl AND NOT EXISTS /dev/dxg)
-  message(STATUS "rmp_fast: no CUDA kernels, since this machine has no NVIDIA device; -DRMP_FAST_CUDA=ON builds them")
+  message(STATUS "rmp_fast: no CUDA kernels, since this machine has no NVIDIA device; RMP_FAST_CUDA=ON builds them")
   return()
 endif()
 

@@ -130,7 +130,9 @@ std::shared_ptr<void> step_scratch(const StepParams& params, const Device& devic
 
 bool built_with_cuda() { return false; }
 
-std::string cuda_problem() { return "this extension was built without CUDA; build it with RMP_FAST_CUDA=ON"; }
+std::string cuda_problem() {
+  return "this extension was built without CUDA; pip install -C cmake.define.RMP_FAST_CUDA=ON builds it";
+}
 
 Target resolve(const Device&, const std::optional<std::string>& path, std::uintptr_t) {
   return {&launchers(path), thread_count(), {}};

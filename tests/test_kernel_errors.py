@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from kernel_paths import kernels, needs_triton
+from simulated import OnDevice
 from step_problem import STEP_BOUND, Problem, assert_close
 
 from rmp_fast import _core, triton_ops
@@ -173,6 +174,18 @@ def test_calls_of_the_triton_step() -> None:
         step(0, torch.zeros(2, 3, 8, 5), 1)
     with pytest.raises(ValueError, match="`curvature` must have shape"):
         _step("triton", curvature=torch.zeros(2, 3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")
+def test_tensors_on_a_device_are_refused_with_the_reason() -> None:
+    x, kept, out = (OnDevice(tensor) for tensor in (X, X.to(torch.uint8), X.clone()))
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        _core.mask(x, kept, out)
+    problem = str(_core.cuda_problem())
+    if "built without CUDA" in problem:
+        assert str(raised.value) == f"`x` must be on device cpu, got cuda:0: {problem}; move it with .cpu()"
+    else:
+        assert str(raised.value).startswith("CUDA: asking for the multiprocessors of device 0 failed: ")
 
 
 def test_numpy_arrays_are_taken_too() -> None:
