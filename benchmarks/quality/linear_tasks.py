@@ -72,7 +72,6 @@ def rows(samples: int) -> list[Row]:
         Row("reddiff-1000", "reddiff", 1000),
         Row("daps-1000", "daps", 1000),
         Row("dps-1000", "dps", 1000),
-        Row("dps-1000 tuned", "dps", 1000, {"step_size": 1.0}, tuned=True),
         Row(f"{samples} x ddrm-100", "ddrm", 100, samples=samples),
     ]
 
