@@ -405,7 +405,7 @@ def test_gradients_of_the_callers_do_not_enter_the_plan() -> None:
     expected = plan.execute(y).mean
     estimate = plan.execute(y.clone().requires_grad_())
     assert not estimate.mean.requires_grad
-    assert not plan.data.requires_grad
+    assert not plan.conditioning.data.requires_grad
     assert torch.equal(estimate.mean, expected)
 
 

@@ -38,9 +38,9 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
         first, others = plan.steps[level % 2]
         for inner in range(plan.looks_per_level):
             t0 = clock()
-            d, backward = plan.denoise(prior, look)
+            d, backward = plan.conditioning.denoise(prior, plan.inputs, plan.network_levels[look])
             t1 = clock()
-            d = plan.condition(d, look, backward)
+            d = plan.conditioning.condition(d, look, backward)
             t2 = clock()
             step = first if inner == 0 else others
             step(look, d, look + 1)

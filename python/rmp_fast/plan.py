@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import loop, ops, reference, schedules, table
+from . import loop, reference, schedules, table
 from ._checks import (
     check_choice,
     check_count,
@@ -24,9 +24,10 @@ from ._checks import (
     shape_text,
 )
 from .backends import resolve
-from .guidance import GRADIENTS, check_guidance, denoised_variance, direction, gradient_weight
-from .operators import Linearised, LinearOperator, Operator
-from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral, condition
+from .conditioning import Conditioning
+from .guidance import GRADIENTS, check_guidance, denoised_variance
+from .operators import LinearOperator, Operator
+from .operators.forms import Form, condition
 from .priors import GaussianMixture, Prior
 from .spread import posterior_variance
 from .start import smooth_start
@@ -118,8 +119,7 @@ class Plan:
     def __init__(
         self, op: Operator, prior: Prior, shape: tuple[int, ...], noise_std: float | Tensor, *,
         schedule: schedules.Schedule | None = None, looks: schedules.Looks | None = None, start: str = "zero",
-        guidance: str = "gaussian", guidance_scale: float | None = None,
-        noise: str = "control",
+        guidance: str = "gaussian", guidance_scale: float | None = None, noise: str = "control",
         inner_steps: int = 2, step_size: Literal["averaging"] | float = "averaging", relaxation: float = 1.4,
         anchor: str = "current", covariance: str = "fixed", precision_rate: float = 0.3, branches: int = 1,
         switch_level: float = 1.0, spread_looks: int = 0, spread_level: float = 0.8, backend: str = "auto",
@@ -205,8 +205,8 @@ class Plan:
         return sum(t.numel() * t.element_size() for t in self._buffers())
 
     def _buffers(self) -> list[Tensor]:
-        owned = [*self._means, self.inputs, self._seeds, self._ok, self._looks, self.data, *self._moments]
-        return [t for t in (*owned, self.curvature, self.gradient) if t is not None]
+        owned = [*self._means, self.inputs, self._seeds, self._ok, self._looks, *self._moments]
+        return [*owned, *self.conditioning.buffers, *([] if self.curvature is None else [self.curvature])]
 
     def _allocate(self) -> None:
         batch, device, dtype = self.shape[0], self.device, self.dtype
@@ -222,7 +222,6 @@ class Plan:
         if self.covariance != "fixed":
             sizes = self.shape if self.covariance == "diagonal" else (batch,)
             self.curvature = torch.zeros(sizes, dtype=dtype, device=device)
-        self.gradient = torch.zeros_like(self.inputs) if self.guidance in GRADIENTS else None
         # Mean and sum of squared differences of the branches.
         self._moments = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2 * (self.branches > 1))]
         # One row per look, one for the start and, with branches, one per level for the start from a sample.
@@ -239,15 +238,10 @@ class Plan:
         self.look_levels = levels  # (L,) level at which the network is called, in order of execution
         told = levels.to(device, dtype)[:, None].expand(-1, copies * batch).contiguous()
         self.network_levels = told.unbind(0)  # one (copies * B,) per look
-        self.form: Form | None = None
-        if self.op.linear and self.guidance != "exact" and self.backend != "reference":
-            self.form = self.op.form(self.shape, device, dtype)
-        if isinstance(self.form, Spectral) and copies > 1 and self.form.energy.shape[0] > 1:
-            self.form = dataclasses.replace(self.form, energy=torch.cat([self.form.energy] * copies))
-        self.data = self._form_data(torch.zeros(self.measurement_shape, dtype=dtype, device=device))
-        self._ratios = torch.zeros(self.looks_per_chain, copies * batch, dtype=dtype, device=device)
-        self.noise_ratios = self._ratios.unbind(0)  # q of every look
-        self.solve_residual = torch.zeros(batch, dtype=dtype, device=device)
+        self.conditioning = Conditioning(
+            self.op, self.guidance, self.guidance_scale, self.shape, self.measurement_shape, self.looks_per_chain,
+            copies, self.backend, device, dtype,
+        )  # fmt: skip
         self._offset = None
         self._converts = (self._low, self._half) != (-1.0, 1.0)
         if self._converts and self.op.linear:
@@ -270,12 +264,7 @@ class Plan:
         }
         if self.noise == "antithetic":
             options["input_mirror"] = self.inputs[batch:]
-        if self.gradient is not None:
-            options.update(correction="gradient", y=self.gradient)
-        elif isinstance(self.form, Pointwise):
-            options.update(correction="mask", y=self.data, mask=self.form.mask)
-        elif isinstance(self.form, Blocks):
-            options.update(correction="block_average", y=self.data, factor=self.form.factor)
+        options |= self.conditioning.step_options
         a, b = self._means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
@@ -297,18 +286,11 @@ class Plan:
     def _set_noise_std(self, noise_std: float | Tensor) -> None:
         """Fill the table of coefficients for a noise level in the caller's range."""
         batch, looks = self.shape[0], self.looks_per_chain
-        self.noise_std = check_noise_std(noise_std, batch, self.device) / (self._half if self.op.linear else 1.0)
+        given = check_noise_std(noise_std, batch, self.device) / (self._half if self.op.linear else 1.0)
+        self.conditioning.check_noise(given)
+        self.noise_std = given
         variance = self.looks.variance if self.looks else denoised_variance(self.look_levels, self.prior.data_variance)
-        ratio = self.noise_std.double().square()[None, :] / variance[:, None].to(self.device)
-        self._ratios.copy_(ratio.repeat(1, self._copies))
-        if self.gradient is not None:
-            if self.guidance == "jensen" and self.guidance_scale is not None and not bool((self.noise_std > 0).all()):
-                raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
-            ratio = self._weights = gradient_weight(
-                self.guidance, self.guidance_scale, self.look_levels, variance, self.noise_std,
-                math.prod(self.measurement_shape[1:]),
-            )  # fmt: skip
-            self._weights = self._weights.to(self.dtype).repeat(1, self._copies)
+        ratio = self.conditioning.set_noise(given, self.look_levels, variance)
         if self.looks is not None:
             columns = table.rows_of_looks(self.looks, self.noise != "none")
         else:
@@ -416,6 +398,7 @@ class Plan:
         variance = posterior_variance(
             lambda x: prior.denoise(x, levels), conditioned, mean, self._seeds, self.spread_level, self.spread_looks
         )
+        self._ok.logical_and_(torch.isfinite(variance).flatten(1).all(1))
         stats["spread_seconds"] = time.perf_counter() - started
         return variance
 
@@ -428,8 +411,7 @@ class Plan:
             assert isinstance(self.prior, GaussianMixture)  # check_guidance saw to it
             conditioned = self.prior.condition(looks, self.op, self.noise_std.repeat(self._copies))
         else:
-            self.data.copy_(self._form_data(measured))
-        self.solve_residual.zero_()
+            self.conditioning.load(measured)
         if self.start == "smooth":
             started = time.perf_counter()
             self._means[0].copy_(smooth_start(measured, self.op, self.shape))
@@ -441,29 +423,12 @@ class Plan:
         self._means[1].copy_(self._means[0])
         if self.curvature is not None:
             self.curvature.zero_()
-        differentiates = self.gradient is not None or self.guidance == "gauss_newton"
-        with torch.inference_mode(not differentiates):
+        with torch.inference_mode(not self.conditioning.differentiates):
             loop.run(self, conditioned or self.prior, stats)
-        solves = isinstance(self.form, Iterative) and self.guidance in ("gaussian", "pigdm")
-        if solves or self.guidance == "gauss_newton":
-            stats["solve_residual"] = max(stats.get("solve_residual", 0.0), float(self.solve_residual.max()))
+        if self.conditioning.solves:
+            residual = float(self.conditioning.solve_residual.max())
+            stats["solve_residual"] = max(stats.get("solve_residual", 0.0), residual)
         return self.result
-
-    def _form_data(self, measured: Tensor) -> Tensor:
-        """The measurement as the form needs it, once per look of an antithetic pair."""
-        if isinstance(self.form, Spectral) and self.guidance == "gaussian":
-            return torch.cat([self.form.project(measured)] * self._copies)
-        return measured
-
-    def denoise(self, prior: Prior, look: int) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
-        """D at the inputs, and u -> J^T u for the guidances that need it; the graph lives until that is called."""
-        levels = self.network_levels[look]
-        if self.gradient is None:
-            return prior.denoise(self.inputs, levels), None
-        with torch.enable_grad():
-            x = self.inputs.detach().requires_grad_()
-            denoised = prior.denoise(x, levels)
-        return denoised.detach(), lambda u: torch.autograd.grad(denoised, x, u)[0]
 
     def sample(self, level: int) -> None:
         """Make the perturbed input of the level's last look the mean that the next level starts from."""
@@ -471,59 +436,6 @@ class Plan:
         after = (level + 1) % 2
         self._means[after].copy_(self.inputs[: self.shape[0]])
         self.steps[after][0].perturb(row, row)
-
-    def condition(self, denoised: Tensor, look: int, backward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The denoised image corrected towards the measurement, where the step itself does not do it."""
-        if backward is not None:
-            assert self.gradient is not None
-            ratio = self.noise_ratios[look][: self.shape[0]]
-            directions = [
-                direction(self.guidance, self.op, half, self.data, ratio, lambda r: self._gram_solve(r, look))
-                for half in denoised.chunk(self._copies)
-            ]
-            gradient = backward(torch.cat([u for u, _ in directions]))
-            if self.guidance_scale is None:
-                length = gradient.flatten(1).norm(dim=1) * self._weights[look]
-                trusted = torch.cat([bound for _, bound in directions]) / torch.where(length > 0, length, 1)
-                gradient = gradient * trusted.clamp(max=1).reshape(-1, *[1] * (gradient.ndim - 1))
-            self.gradient.copy_(gradient)
-            return denoised
-        if self.guidance == "gauss_newton":
-            return torch.cat([self._gauss_newton(half, look) for half in denoised.chunk(self._copies)])
-        if isinstance(self.form, Spectral):
-            coefficients = self.form.analysis(denoised)
-            backend = "auto" if self.backend == "cpu" else self.backend
-            update = not self.form.complete
-            ratio = self.noise_ratios[look]
-            ops.spectral(
-                coefficients, self.form.energy, self.data, ratio, update=update, out=coefficients, backend=backend
-            )
-            image = self.form.synthesis(coefficients)
-            return denoised + image if update else image
-        if isinstance(self.form, Iterative):
-            op = self.form.operator
-            halves = [
-                half + op.adjoint(self._gram_solve(self.data - op.A(half), look), self.shape)
-                for half in denoised.chunk(self._copies)
-            ]
-            return halves[0] if self._copies == 1 else torch.cat(halves)
-        return denoised
-
-    def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:
-        tangent = Linearised(self.op, denoised)
-        noise = self.noise_ratios[look][: self.shape[0]].sqrt()
-        solved = tangent.iterative_solve(self.data - self.op.A(denoised), 1.0, noise)
-        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
-        return denoised + tangent.adjoint(solved.solution)
-
-    def _gram_solve(self, r: Tensor, look: int) -> Tensor:
-        """(A A^T + q I)^-1 r."""
-        noise = self.noise_ratios[look][: self.shape[0]].sqrt()
-        if not isinstance(self.form, Iterative):
-            return self.op.gram_solve(r, 1.0, noise, self.shape)
-        solved = self.form.operator.iterative_solve(r, 1.0, noise, self.shape, self.form.iterations)
-        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
-        return solved.solution
 
     def _run_reference(self, measured: Tensor, stats: Stats) -> Tensor:
         names = ("guidance", "guidance_scale", "noise", "inner_steps", "step_size", "relaxation", "anchor")

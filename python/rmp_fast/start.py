@@ -24,6 +24,12 @@ def smooth_start(
         image_shape: (B, C, H, W) of the result.
         weight: of the smoothness, whose Laplacian repeats the edge pixels.
         iterations: steps of the conjugate gradients, each one A, one adjoint and two Laplacians.
+
+    Returns:
+        (B, C, H, W) on the range of the images.
+
+    Raises:
+        ValueError: if ``op`` is not linear, or ``y`` is no measurement of such images.
     """
 
     def hessian(x: Tensor) -> Tensor:

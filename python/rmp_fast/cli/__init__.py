@@ -69,7 +69,9 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
     _add_operator_options(parser)
 
     chain = parser.add_argument_group("chain options")
-    chain.add_argument("--evaluations", type=int, default=20, metavar="N", help="network evaluations per image (20)")
+    chain.add_argument(
+        "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
+    )
     chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
     chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
     chain.add_argument("--guidance", metavar="NAME", help="likelihood score (gaussian)")

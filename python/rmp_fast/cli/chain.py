@@ -75,6 +75,7 @@ class Chain:
         tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
         if not given and tuned and "looks" in tuned:
             self._plan_options = tuned
+            self._evaluations = len(tuned["looks"])
             columns = dataclasses.asdict(tuned["looks"])
             self._chain = {
                 "start": tuned["start"],
@@ -83,6 +84,7 @@ class Chain:
         else:
             self._chain = DEFAULTS | given
             self._plan_options = self._levels()
+            self._evaluations = options.evaluations
         self._plan_key: object = None
         self._plan: Plan | None = None
         self.settings: dict[str, Any] = {}
@@ -110,7 +112,7 @@ class Chain:
             self._task.name,
             f"noise {options.noise_std:g}",
             f"{options.prior} prior",
-            f"{options.evaluations} evaluations",
+            f"{self._evaluations} evaluations",
         ]
         return "  ·  ".join(parts)
 
@@ -209,7 +211,7 @@ class Chain:
             "seed": options.seed,
             "prior": options.prior,
             "weights_sha256": record.weights_digest(options.prior),
-            "evaluations": options.evaluations,
+            "evaluations": self._evaluations,
             **self._chain,
             "backend": backend,
             "format": options.format,

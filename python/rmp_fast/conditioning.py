@@ -1,0 +1,182 @@
+"""From the denoised image D(x, s) to the conditionally denoised d_y(x), for the looks of one plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .guidance import GRADIENTS, direction, gradient_weight
+from .operators import Linearised, LinearOperator, Operator
+from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
+from .priors import Prior
+
+__all__ = ["Conditioning"]
+
+Backward = Callable[[Tensor], Tensor]
+
+
+class Conditioning:
+    """Buffers and resolved form of one operator and guidance; pointwise and block corrections are left to the step.
+
+    Args:
+        op, guidance, scale: operator, name and ``guidance_scale`` of :class:`rmp_fast.Plan`, checked.
+        shape, measurement_shape: (B, ...) of images and measurements.
+        looks: L, evaluations of the network in one chain.
+        copies: 2 for antithetic pairs, the mirrored looks behind the others; else 1.
+        backend, device, dtype: of the plan, resolved.
+    """
+
+    def __init__(
+        self, op: Operator, guidance: str, scale: float | None, shape: tuple[int, ...],
+        measurement_shape: tuple[int, ...], looks: int, copies: int, backend: str, device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.op, self.guidance, self.scale = op, guidance, scale
+        self._shape, self._measurement_shape, self._copies = shape, measurement_shape, copies
+        self._backend = "auto" if backend == "cpu" else backend
+        self.form: Form | None = None
+        if isinstance(op, LinearOperator) and guidance != "exact" and backend != "reference":
+            self.form = op.form(shape, device, dtype)
+        if isinstance(self.form, Spectral) and copies > 1 and self.form.energy.shape[0] > 1:
+            self.form = dataclasses.replace(self.form, energy=torch.cat([self.form.energy] * copies))
+        self.data = self._prepared(torch.zeros(measurement_shape, dtype=dtype, device=device))
+        images = (copies * shape[0], *shape[1:])
+        self.gradient = torch.zeros(images, dtype=dtype, device=device) if guidance in GRADIENTS else None
+        self._ratios = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
+        self._weights = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
+        self.solve_residual = torch.zeros(shape[0], dtype=dtype, device=device)
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What executions write to, of the size of measurements or images."""
+        return [self.data] if self.gradient is None else [self.data, self.gradient]
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether autograd runs in a look, of the network or of the operator."""
+        return self.gradient is not None or self.guidance == "gauss_newton"
+
+    @property
+    def solves(self) -> bool:
+        """Whether looks run conjugate gradients, whose residual is then in ``solve_residual``."""
+        iterative = isinstance(self.form, Iterative) and self.guidance in ("gaussian", "pigdm")
+        return iterative or self.guidance == "gauss_newton"
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """What the step does with the denoised image, as its keyword arguments."""
+        if self.gradient is not None:
+            return {"correction": "gradient", "y": self.gradient}
+        if isinstance(self.form, Pointwise):
+            return {"correction": "mask", "y": self.data, "mask": self.form.mask}
+        if isinstance(self.form, Blocks):
+            return {"correction": "block_average", "y": self.data, "factor": self.form.factor}
+        return {}
+
+    def check_noise(self, noise_std: Tensor) -> None:
+        """ValueError where a scale needs noise and an item of ``noise_std`` (B,) has none."""
+        if self.guidance == "jensen" and self.scale is not None and not bool((noise_std > 0).all()):
+            raise ValueError("`guidance_scale` of 'jensen' needs `noise_std` > 0; without it a default is used")
+
+    def set_noise(self, noise_std: Tensor, levels: Tensor, variance: Tensor) -> Tensor:
+        """Keep q = sy^2 / r2 of every look; returns the noise_ratio column of the table of looks, (L, B) float64.
+
+        Args:
+            noise_std: (B,) sy in the operator's unit.
+            levels, variance: (L,) s and r2.
+        """
+        ratio = noise_std.double().square()[None, :] / variance[:, None].to(noise_std.device)
+        self._ratios.copy_(ratio.repeat(1, self._copies))
+        if self.gradient is None:
+            return ratio
+        numbers = math.prod(self._measurement_shape[1:])
+        weight = gradient_weight(self.guidance, self.scale, levels, variance, noise_std, numbers)
+        self._weights.copy_(weight.repeat(1, self._copies))
+        return weight
+
+    def load(self, measured: Tensor) -> None:
+        """Take the measurement (B, ...) of the next chain."""
+        self.data.copy_(self._prepared(measured))
+        self.solve_residual.zero_()
+
+    def _prepared(self, measured: Tensor) -> Tensor:
+        if isinstance(self.form, Spectral) and self.guidance == "gaussian":
+            return torch.cat([self.form.project(measured)] * self._copies)
+        return measured
+
+    def denoise(self, prior: Prior, inputs: Tensor, levels: Tensor) -> tuple[Tensor, Backward | None]:
+        """D at the inputs, and u -> J^T u for the guidances that need it; the graph lives until that is dropped."""
+        if self.gradient is None:
+            return prior.denoise(inputs, levels), None
+        with torch.enable_grad():
+            x = inputs.detach().requires_grad_()
+            denoised = prior.denoise(x, levels)
+        return denoised.detach(), lambda u: torch.autograd.grad(denoised, x, u)[0]
+
+    def condition(self, denoised: Tensor, look: int, backward: Backward | None) -> Tensor:
+        """d_y, or D where the step itself corrects it."""
+        if backward is not None:
+            self._differentiate(denoised, look, backward)
+            return denoised
+        if self.guidance == "gauss_newton":
+            return self._each_half(denoised, lambda half: self._gauss_newton(half, look))
+        if isinstance(self.form, Spectral):
+            return self._spectral(self.form, denoised, look)
+        if isinstance(self.form, Iterative):
+            op = self.form.operator
+            return self._each_half(
+                denoised, lambda half: half + op.adjoint(self._gram_solve(self.data - op.A(half), look), self._shape)
+            )
+        return denoised
+
+    def _ratio(self, look: int) -> Tensor:
+        return self._ratios[look, : self._shape[0]]
+
+    def _each_half(self, denoised: Tensor, correct: Callable[[Tensor], Tensor]) -> Tensor:
+        """Operators hold masks and maps of B items, so the looks of a pair go through them one after the other."""
+        if self._copies == 1:
+            return correct(denoised)
+        return torch.cat([correct(half) for half in denoised.chunk(self._copies)])
+
+    def _differentiate(self, denoised: Tensor, look: int, backward: Backward) -> None:
+        assert self.gradient is not None
+        directions = [
+            direction(self.guidance, self.op, half, self.data, self._ratio(look), lambda r: self._gram_solve(r, look))
+            for half in denoised.chunk(self._copies)
+        ]
+        self.gradient.copy_(backward(torch.cat([u for u, _ in directions])))
+        if self.scale is None:
+            length = self.gradient.flatten(1).norm(dim=1) * self._weights[look]
+            trusted = torch.cat([bound for _, bound in directions]) / torch.where(length > 0, length, 1)
+            self.gradient.mul_(trusted.clamp(max=1).reshape(-1, *[1] * (self.gradient.ndim - 1)))
+
+    def _spectral(self, form: Spectral, denoised: Tensor, look: int) -> Tensor:
+        coefficients = form.analysis(denoised)
+        update = not form.complete
+        ops.spectral(
+            coefficients, form.energy, self.data, self._ratios[look], update=update, out=coefficients,
+            backend=self._backend,
+        )  # fmt: skip
+        image = form.synthesis(coefficients)
+        return denoised + image if update else image
+
+    def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:
+        tangent = Linearised(self.op, denoised)
+        solved = tangent.iterative_solve(self.data - self.op.A(denoised), 1.0, self._ratio(look).sqrt())
+        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        return denoised + tangent.adjoint(solved.solution)
+
+    def _gram_solve(self, r: Tensor, look: int) -> Tensor:
+        """(A A^T + q I)^-1 r."""
+        noise = self._ratio(look).sqrt()
+        if not isinstance(self.form, Iterative):
+            return self.op.gram_solve(r, 1.0, noise, self._shape)
+        solved = self.form.operator.iterative_solve(r, 1.0, noise, self._shape, self.form.iterations)
+        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        return solved.solution
