@@ -120,7 +120,7 @@ def test_options_follow_the_reference(backend: str, options: dict[str, object]) 
 
 
 def test_the_smooth_start_is_the_minimiser() -> None:
-    """Against the dense normal equations; sixty conjugate gradient steps leave little of a 99-pixel problem."""
+    """Against the dense normal equations; two hundred conjugate gradient steps solve a problem of 99 pixels."""
     op = operators.Inpainting(mask((9, 11)))
     y = measure(op).double()[:1, :1]
     basis = torch.eye(99, dtype=torch.float64).reshape(99, 1, 9, 11)
@@ -129,8 +129,9 @@ def test_the_smooth_start_is_the_minimiser() -> None:
     laplacian = (4 * basis - neighbours).reshape(99, 99)
     normal = torch.diag(mask((9, 11)).double().flatten()) + 0.02 * laplacian @ laplacian
     expected = torch.linalg.solve(normal, (y * mask((9, 11))).flatten())
-    made = smooth_start(y, op, (1, 1, 9, 11)).flatten()
-    assert (made - expected).norm() / expected.norm() < 1e-3
+    made = smooth_start(y, op, (1, 1, 9, 11), iterations=200).flatten()
+    # Float64, condition number about 1e4: rounding leaves 1e-12.
+    assert (made - expected).norm() / expected.norm() < 1e-9
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -402,6 +402,12 @@ class Plan:
         stats["spread_seconds"] = time.perf_counter() - started
         return variance
 
+    def _first_mean(self, measured: Tensor) -> Tensor:
+        if self.start == "zero":
+            return torch.zeros((), dtype=measured.dtype, device=self.device)
+        assert isinstance(self.op, LinearOperator)  # __init__ saw to it
+        return smooth_start(measured, self.op, self.shape)
+
     def _run(self, measured: Tensor, stats: Stats) -> Tensor:
         if self.backend == "reference":
             return self._run_reference(measured, stats)
@@ -412,15 +418,12 @@ class Plan:
             conditioned = self.prior.condition(looks, self.op, self.noise_std.repeat(self._copies))
         else:
             self.conditioning.load(measured)
-        if self.start == "smooth":
-            started = time.perf_counter()
-            self._means[0].copy_(smooth_start(measured, self.op, self.shape))
-            spent = time.perf_counter() - started
-            stats["start_seconds"] += spent
-            stats["seconds"] += spent
-        else:
-            self._means[0].zero_()
+        started = time.perf_counter()
+        self._means[0].copy_(self._first_mean(measured))
         self._means[1].copy_(self._means[0])
+        spent = time.perf_counter() - started
+        stats["start_seconds"] += spent
+        stats["seconds"] += spent
         if self.curvature is not None:
             self.curvature.zero_()
         with torch.inference_mode(not self.conditioning.differentiates):
@@ -443,9 +446,7 @@ class Plan:
         options["switch_level"] = self.switch_level if self.branches > 1 else math.inf
         started = time.perf_counter()
         measured, noise_std = measured.double(), self.noise_std
-        start = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
-        if self.start == "smooth":
-            start = smooth_start(measured, self.op, self.shape)
+        start = self._first_mean(measured).double().expand(self.shape)
         if self.looks is not None:
             columns = [getattr(self.looks, field.name) for field in dataclasses.fields(self.looks)]
             columns[1] = columns[1] * (self.noise != "none")

@@ -178,7 +178,7 @@ def unrolled_chain(
     form = op.form(shape, problem.y.device, dtype)
     mean = torch.zeros(shape, dtype=dtype, device=problem.y.device)
     if start == "smooth":
-        mean = smooth_start(problem.y, problem.op, shape)
+        mean = smooth_start(problem.y, op, shape)
     before = mean
 
     def conditioned(mean: Tensor, e: Tensor, level: Tensor, noise: Tensor, variance: Tensor) -> Tensor:

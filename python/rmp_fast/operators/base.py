@@ -98,6 +98,7 @@ class LinearOperator(Operator):
 
     linear = True
     iterations: int = 50
+    start_iterations: int = 20  # conjugate gradients of a smooth start, rmp_fast.start
 
     @abc.abstractmethod
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:

@@ -67,6 +67,7 @@ class Inpainting(LinearOperator):
     """
 
     name = "inpainting"
+    start_iterations = 40  # the image grows into a hole by a few pixels an iteration
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = as_mask(mask)
