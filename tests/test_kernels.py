@@ -81,6 +81,13 @@ def test_previous_may_be_the_mean(path: str) -> None:
     problem.check(path)
 
 
+def test_previous_may_be_the_next_mean(path: str) -> None:
+    """As a chain of tuned looks has it: the mean before the last look gives its place to the next one."""
+    problem = Problem((2, 77), in_place=False)
+    problem.next_mean = problem.previous
+    problem.check(path)
+
+
 def test_unperturbed_input_may_be_the_mean(path: str) -> None:
     problem = Problem((2, 77))
     problem.input = problem.mean
