@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import itertools
 import threading
 
 import pytest
