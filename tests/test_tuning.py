@@ -307,3 +307,13 @@ def test_command_needs_enough_images_of_one_kind(
     images.write(few / "colour.png", np.zeros((3, 32, 32), np.float32), 8, "png")
     assert main(arguments(few, out)) == 2
     assert "must be all grey or all in colour" in capsys.readouterr().err
+
+
+def test_looks_are_tuned_for_linear_operators() -> None:
+    op = operators.for_task("nonlinear_deblur", (1, 1, 8, 8))
+    clean = torch.zeros(1, 1, 8, 8)
+    problem = tuning.Problem(clean, op, op.A(clean), 0.1)
+    with pytest.raises(TypeError, match="`op` must be a linear rmp_fast operator, got NonlinearBlur"):
+        tuning.unrolled_chain(
+            problem, priors.from_denoiser(bent, P), columns(table()), "zero", torch.zeros(1, dtype=torch.int64)
+        )

@@ -19,6 +19,7 @@ from ._checks import (
     check_finite,
     check_noise_std,
     check_positive,
+    check_seeds,
     check_shape,
     check_tensor,
     shape_text,
@@ -325,12 +326,7 @@ class Plan:
         axes = _AXES if len(self.measurement_shape) == 4 else None
         check_shape("y", y, self.measurement_shape, axes)
         check_finite("y", y)
-        batch = self.shape[0]
-        if seeds is not None:
-            check_tensor("seeds", seeds, floating=False, device=self.device)
-            if seeds.dtype != torch.int64:
-                raise TypeError(f"`seeds` must be int64, got {seeds.dtype}; convert them with .long()")
-            check_shape("seeds", seeds, (batch,), ("B",))
+        seeds = check_seeds(seeds, self.shape[0], self.device)
         if out is not None:
             check_tensor("out", out, device=self.device)
             check_shape("out", out, self.shape, _AXES if len(self.shape) == 4 else None)
@@ -342,16 +338,13 @@ class Plan:
         finally:
             self._lock.release()
 
-    def _execute(
-        self, y: Tensor, seeds: Tensor | None, out: Tensor | None, noise_std: float | Tensor | None
-    ) -> Estimate:
+    def _execute(self, y: Tensor, seeds: Tensor, out: Tensor | None, noise_std: float | Tensor | None) -> Estimate:
         batch = self.shape[0]
         if noise_std is not None:
             self._set_noise_std(noise_std)
         mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
         if batch == 0:
             return Estimate(mean, None, torch.ones(0, dtype=torch.bool, device=self.device), self._stats())
-        seeds = torch.arange(batch, device=self.device) if seeds is None else seeds
         self._ok.fill_(1)
         stats = self._stats()
         measured = y.to(self.dtype)

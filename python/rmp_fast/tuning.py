@@ -171,10 +171,14 @@ def unrolled_chain(
         seeds: (B,) int64, as of :meth:`rmp_fast.Plan.execute`.
         recompute: keep no network activations; every look is computed again in the backward pass.
         autocast: run the network in bfloat16.
+
+    Raises:
+        TypeError: if the problem's operator is not linear.
     """
     shape, dtype = tuple(problem.images.shape), problem.images.dtype
     op = problem.op
-    assert isinstance(op, LinearOperator)
+    if not isinstance(op, LinearOperator):
+        raise TypeError(f"`op` must be a linear rmp_fast operator, got {type(op).__name__}; looks are tuned for those")
     form = op.form(shape, problem.y.device, dtype)
     mean = torch.zeros(shape, dtype=dtype, device=problem.y.device)
     if start == "smooth":
