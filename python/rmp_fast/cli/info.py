@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -13,10 +14,10 @@ __all__ = ["gather", "render", "run"]
 _PACKAGES = ("rmp_fast", "torch", "numpy", "scikit-image", "pillow", "tifffile", "imagecodecs", "safetensors", "triton")
 
 
-def run(as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the report; the exit code is 0 whatever is missing."""
     facts = gather()
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else render(facts))
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else render(facts))
     return 0
 
 

@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+__all__ = ["add_operator", "add_problem"]
+
+
+def add_problem(parser: argparse.ArgumentParser) -> None:
+    """Prior, noise and output folder."""
+    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
+    parser.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="S",
+        help="standard deviation of the measurement noise where black is 0 and white is 1",
+    )
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the results, made if missing")
+
+
+def add_operator(parser: argparse.ArgumentParser) -> None:
+    """What an operator is made from."""
+    path = pathlib.Path
+    operator = parser.add_argument_group("operator options")
+    operator.add_argument("--mask", type=path, metavar="FILE", help="image or .npy; white (not 0) = known")
+    operator.add_argument("--invert-mask", action="store_true", help="black (0) = known instead")
+    operator.add_argument("--missing", type=float, metavar="SHARE", help="share of pixels to remove at random (0.7)")
+    operator.add_argument("--box", type=int, metavar="PIXELS", help="side of the central hole (a quarter of the image)")
+    operator.add_argument("--factor", type=int, metavar="N", help="how many times larger the restoration is: 2, 4, 8")
+    operator.add_argument(
+        "--filter", metavar="NAME", help="how it was made smaller: average of blocks (default), or bicubic"
+    )
+    operator.add_argument("--blur-std", type=float, metavar="PIXELS", help="Gaussian blur (2 with --simulate)")
+    operator.add_argument("--kernel", type=path, metavar="FILE", help="blur kernel, image or .npy; scaled to sum 1")
+    operator.add_argument("--motion-length", type=float, metavar="PIXELS", help="motion blur (15 with --simulate)")
+    operator.add_argument(
+        "--motion-angle", type=float, metavar="DEGREES", help="counter-clockwise (45 with --simulate)"
+    )
+    operator.add_argument(
+        "--boundary",
+        metavar="NAME",
+        help="blur beyond the edge: reflect, replicate or circular (reflect; circular for simulated kernels)",
+    )

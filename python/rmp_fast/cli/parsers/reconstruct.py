@@ -1,0 +1,75 @@
+"""Options of ``rmp-fast reconstruct``."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from .options import add_operator, add_problem
+
+__all__ = ["add"]
+
+EPILOG = """\
+examples:
+  a photograph with holes, given with its mask (white = known):
+    rmp-fast reconstruct damaged.png --operator inpainting --mask mask.png --noise-std 0.02 --out restored
+  a folder of blurred pictures and their blur kernel:
+    rmp-fast reconstruct pictures --operator blur --kernel kernel.npy --noise-std 0.01 --out restored
+  degrade clean photographs first, then report PSNR and SSIM:
+    rmp-fast reconstruct photos --operator sr4 --simulate --noise-std 0.05 --out sr4
+
+operators and tasks:
+  denoising (denoise)                  noise only
+  inpainting                           --mask
+  inpaint_random, inpaint_box          --mask; with --simulate made from --missing or --box
+  super_resolution                     --factor, --filter
+  sr4                                  super_resolution with --factor 4
+  gaussian_blur (gaussian_deblur)      --blur-std, --boundary
+  blur                                 --kernel, --boundary
+  motion_deblur                        --kernel, or --motion-length and --motion-angle; --boundary
+
+exit code: 0 all images restored (or finished before), 1 some could not be, 2 refused before any work.
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``reconstruct`` to the commands."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="restore image files",
+        description="Restore image files: measurements as they are, or clean images degraded first (--simulate).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    path = pathlib.Path
+    parser.add_argument(
+        "inputs", nargs="+", type=path, metavar="INPUT", help="PNG, JPEG, TIFF or WebP files, or folders"
+    )
+    parser.add_argument("--operator", metavar="NAME", help="how the images were degraded; see below")
+    add_problem(parser)
+    parser.add_argument(
+        "--simulate", action="store_true", help="INPUT is clean: degrade it first, and report PSNR and SSIM"
+    )
+
+    add_operator(parser)
+
+    chain = parser.add_argument_group("chain options")
+    chain.add_argument(
+        "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
+    )
+    chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
+    chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
+    chain.add_argument("--guidance", metavar="NAME", help="likelihood score (gaussian)")
+    chain.add_argument("--noise", metavar="NAME", help="noise of the gradient (control)")
+    chain.add_argument("--low", type=float, metavar="S", help="lowest noise level, on [-1, 1] (0.05)")
+    chain.add_argument("--high", type=float, metavar="S", help="highest noise level, on [-1, 1] (20)")
+    chain.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")
+    chain.add_argument("--backend", default="auto", metavar="NAME", help="auto (default), cpu, torch, …; see info")
+
+    running = parser.add_argument_group("running and output")
+    running.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")
+    running.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
+    running.add_argument("--format", default="png", metavar="NAME", help="png (default), tiff, jpeg or webp")
+    running.add_argument("--no-panel", action="store_true", help="write no comparison picture")
+    running.add_argument("--force", "--overwrite", action="store_true", help="redo what is finished")
+    running.add_argument("--quiet", action="store_true", help="print errors only")
