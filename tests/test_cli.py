@@ -22,7 +22,7 @@ from PIL import Image
 
 from rmp_fast import Plan, images, metrics, operators
 from rmp_fast.cli import degrade, main, panel
-from rmp_fast.cli.tasks import TASKS, Settings, derive_seed
+from rmp_fast.cli.tasks import TASKS, derive_seed
 from rmp_fast.training.data import PHOTOS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -488,20 +488,18 @@ def test_derived_seeds_differ_by_seed_purpose_and_name() -> None:
 
 
 def test_baseline_of_inpainting_is_exact_on_a_plane_and_falls_back_outside_the_hull() -> None:
-    settings = Settings("inpainting", "inpainting", {}, None, None, {})
+    op = operators.Inpainting(torch.ones(1, 1, dtype=torch.bool))
     rows, columns = np.mgrid[:5, :6].astype(np.float32)
     plane = (rows + 2 * columns)[None]
     known = torch.zeros(1, 5, 6, dtype=torch.bool)
     for corner in ((0, 0), (0, 5), (4, 0), (4, 5)):
         known[0][corner] = True
-    name, filled = degrade.baseline(settings, plane * known.numpy(), plane.shape, known)
+    name, filled = degrade.baseline(op, plane * known.numpy(), plane.shape, known)
     assert name == "linear interpolation"
     np.testing.assert_allclose(filled, plane, atol=1e-5)  # a few roundings of values up to 14
     line = torch.tensor([[[True, False, False, True]]])
-    assert degrade.baseline(settings, np.array([[[1.0, 0, 0, 4]]]), (1, 1, 4), line)[1].tolist() == [[[1, 1, 4, 4]]]
-    assert (
-        degrade.baseline(settings, np.zeros((1, 1, 2)), (1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.bool))[1].sum() == 0
-    )
+    assert degrade.baseline(op, np.array([[[1.0, 0, 0, 4]]]), (1, 1, 4), line)[1].tolist() == [[[1, 1, 4, 4]]]
+    assert degrade.baseline(op, np.zeros((1, 1, 2)), (1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.bool))[1].sum() == 0
 
 
 def test_metrics_against_their_definition() -> None:

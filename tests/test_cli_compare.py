@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_library_on_the_same_measurement(
 ) -> None:
     assert run("--methods", "ddrm", "--evaluations=3", "--seed=5") == 0
     truth = images.read(photos / "face.png").pixels
-    settings = Settings("inpaint_random", "inpainting", {"missing": 0.7}, None, None, {})
+    settings = Settings("inpaint_random", "inpainting", {"missing": 0.7}, None, None, None, {})
     op = degrade.build(settings, ["face.png"], truth.shape, 5)
     clean = torch.from_numpy(truth)[None]
     y = 2 * degrade.simulate(op, clean, 0.05, ["face.png"], 5) - op.A(torch.ones_like(clean))

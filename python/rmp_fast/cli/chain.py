@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import backends, images, metrics, presets, priors, schedules
-from ..operators import Operator
-from ..plan import Plan
+from .. import backends, images, metrics, operators, presets, priors, schedules
+from ..plan import Estimate, Plan
 from . import degrade, record
+from .arrays import ArrayFile
 from .tasks import TASKS, Settings, choice, derive_seed
 from .usage import UsageError
 
-__all__ = ["Chain", "Outcome"]
+__all__ = ["Chain", "Outcome", "from_starts"]
 
 DEFAULTS: dict[str, Any] = {
     "inner_steps": 2,
@@ -32,10 +32,11 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result for one image; arrays are (C, H, W) on [0, 1]."""
+    """The result for one image; arrays are (C, H, W) on [0, 1], the measurement as a picture."""
 
     measurement: NDArray[np.float32]
     restoration: NDArray[np.float32]
+    scored: NDArray[np.float32]  # the restoration, moved onto the truth where the measurement leaves that open
     truth: NDArray[np.float32] | None
     ok: bool
     quality: dict[str, Any] | None  # PSNR and SSIM of baseline and restoration, if there is a truth
@@ -52,6 +53,31 @@ class Outcome:
         return f"{before['psnr']:.2f} dB{name}", f"{after['psnr']:.2f} dB" + (
             "" if after["ssim"] is None else f", SSIM {after['ssim']:.3f}"
         )
+
+
+def from_starts(
+    op: operators.Operator, y: torch.Tensor, run: Callable[[torch.Tensor], Estimate], starts: int, seeds: torch.Tensor
+) -> Estimate:
+    """The best of several runs by :func:`~rmp_fast.operators.best_of_starts`, with the evaluations and seconds of all.
+
+    Args:
+        op, y: the operator, and measurements in its unit.
+        run: seeds (B,) -> estimate on [-1, 1].
+        starts: how many runs; 1: that run.
+        seeds: (B,).
+    """
+    if starts == 1:
+        return run(seeds)
+    runs: list[Estimate] = []
+
+    def image(own: torch.Tensor) -> torch.Tensor:
+        runs.append(run(own))
+        return runs[-1].mean
+
+    best = operators.best_of_starts(op, y, image, starts, seeds)
+    summed = {key: value for key, value in runs[0].stats.items() if "evaluations" in key or "seconds" in key}
+    stats = runs[0].stats | {key: sum(one.stats[key] for one in runs) for key in summed}
+    return Estimate(best.image, None, best.residual.isfinite(), stats)
 
 
 class Chain:
@@ -72,6 +98,7 @@ class Chain:
         self._options, self._task = options, task
         self._prior = priors.load(options.prior)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
+        defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
         tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
         if not given and tuned and "looks" in tuned:
             self._plan_options = tuned
@@ -82,9 +109,10 @@ class Chain:
                 "looks": {name: column.tolist() for name, column in columns.items()},
             }
         else:
-            self._chain = DEFAULTS | given
+            self._chain = defaults | given
             self._plan_options = self._levels()
             self._evaluations = options.evaluations
+        self._starts = task.options.get("starts", 1)
         self._plan_key: object = None
         self._plan: Plan | None = None
         self.settings: dict[str, Any] = {}
@@ -112,7 +140,7 @@ class Chain:
             self._task.name,
             f"noise {options.noise_std:g}",
             f"{options.prior} prior",
-            f"{self._evaluations} evaluations",
+            f"{self._evaluations} evaluations" + (f" x {self._starts} starts" if self._starts > 1 else ""),
         ]
         return "  ·  ".join(parts)
 
@@ -122,8 +150,8 @@ class Chain:
         digests = self._task.digests
         return {key: {"file": str(self._task.options[key]), "sha256": value} for key, value in digests.items()}
 
-    def check(self, shape: tuple[int, int, int], name: str) -> None:
-        """Refuse, before any work, files of a shape (C, H, W) that operator or prior cannot take.
+    def check(self, shape: tuple[int, ...], name: str) -> None:
+        """Refuse, before any work, files of a shape (C, H, W) or arrays of another that operator or prior cannot take.
 
         Args:
             shape: of the files.
@@ -133,7 +161,7 @@ class Chain:
             if self._plan is None:
                 self._decide(self._prepared(shape, [name]).backend)
             else:
-                op = degrade.build(self._task, [name], shape, self._options.seed)
+                op = self._operator(shape, [name])
                 image_shape = self._image_shape(op, (1, *shape))
                 op.measurement_shape(image_shape)
                 self._prior.check_image_shape(image_shape)
@@ -142,7 +170,7 @@ class Chain:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name}: {error}") from error
 
-    def restore(self, batch: Sequence[images.ImageFile], names: Sequence[str]) -> list[Outcome]:
+    def restore(self, batch: Sequence[images.ImageFile | ArrayFile], names: Sequence[str]) -> list[Outcome]:
         """Restore images of one shape.
 
         Args:
@@ -155,9 +183,9 @@ class Chain:
         if options.simulate:
             y = degrade.simulate(plan.op, pixels, options.noise_std, names, seed)
         else:
-            y = degrade.observed(plan.op, pixels)
+            y = degrade.measured(plan.op, pixels)
         seeds = [derive_seed(seed, "chain", name) for name in names]
-        estimate = plan.execute(y, seeds=torch.tensor(seeds, dtype=torch.int64))
+        estimate = self._estimate(plan, y, torch.tensor(seeds, dtype=torch.int64))
         measured = y.numpy()
         outcomes = []
         for index, (image, name) in enumerate(zip(batch, names, strict=True)):
@@ -165,18 +193,31 @@ class Chain:
             top = np.float32(2**image.depth - 1)
             restoration = images.quantise(estimate.mean[index].numpy(), image.depth).astype(np.float32) / top
             truth = image.pixels if options.simulate else None
+            scored = restoration if truth is None else degrade.aligned(plan.op, restoration, truth)
             outcomes.append(
                 Outcome(
-                    measurement=measured[index],
+                    measurement=degrade.picture(plan.op, measured[index], restoration.shape),
                     restoration=restoration,
+                    scored=scored,
                     truth=truth,
                     ok=bool(estimate.ok[index]),
-                    quality=None if truth is None else self._quality(plan, measured[index], restoration, truth, name),
+                    quality=None if truth is None else self._quality(plan, measured[index], scored, truth, name),
                     seeds={"base": seed, "chain": seeds[index]},
                     stats={**estimate.stats, "seconds_per_image": estimate.stats["seconds"] / len(names)},
                 )
             )
         return outcomes
+
+    def _estimate(self, plan: Plan, y: torch.Tensor, seeds: torch.Tensor) -> Estimate:
+        if self._starts == 1:
+            return plan.execute(y, seeds=seeds)
+
+        def run(own: torch.Tensor) -> Estimate:
+            estimate = plan.execute(y, seeds=own)
+            return dataclasses.replace(estimate, mean=2 * estimate.mean - 1)
+
+        best = from_starts(plan.op, y, run, self._starts, seeds)
+        return dataclasses.replace(best, mean=(best.mean + 1) / 2)
 
     def decided(self, batch_size: int) -> dict[str, Any]:
         """Every option of the command line with its value in this run, for a batch of that size."""
@@ -220,16 +261,16 @@ class Chain:
         self.settings_hash = record.settings_hash(self.settings)
 
     def _prepared(self, shape: tuple[int, ...], names: Sequence[str]) -> Plan:
-        """The plan for files of a shape (C, H, W); the last one if it fits. Random masks are each image's own."""
+        """The plan for files of a shape; the last one if it fits. Random masks are each image's own."""
         key = (len(names), shape, tuple(names) if self._task.name == "inpaint_random" else None)
         if self._plan is None or self._plan_key != key:
             self._plan = None  # frees its buffers before the next plan takes its own
-            op = degrade.build(self._task, names, shape, self._options.seed)
+            op = self._operator(shape, names)
             self._plan = Plan(
                 op,
                 self._prior,
                 self._image_shape(op, (len(names), *shape)),
-                self._options.noise_std,
+                self._options.noise_std * degrade.own_unit(op),
                 **self._plan_options,
                 backend=self._options.backend,
                 data_range=(0.0, 1.0),
@@ -237,8 +278,16 @@ class Chain:
             self._plan_key = key
         return self._plan
 
-    def _image_shape(self, op: Operator, file_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return file_shape if self._options.simulate else tuple(op.image_shape(file_shape))
+    def _operator(self, shape: tuple[int, ...], names: Sequence[str]) -> operators.Operator:
+        size = shape[-3:] if self._options.simulate or self._task.operator != "mri" else (1, *shape[-2:])
+        return degrade.build(self._task, names, size, self._options.seed)
+
+    def _image_shape(self, op: operators.Operator, file_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self._options.simulate:
+            return file_shape
+        shape = tuple(op.image_shape(file_shape))
+        # The priors know real images.
+        return (shape[0], 1, *shape[2:]) if self._task.operator == "mri" else shape
 
     def _quality(
         self, plan: Plan, y: NDArray[Any], restoration: NDArray[Any], truth: NDArray[Any], name: str
@@ -246,7 +295,7 @@ class Chain:
         mask = None
         if self._task.operator == "inpainting":
             mask = degrade.mask_of(self._task, name, truth.shape, self._options.seed)
-        label, before = degrade.baseline(self._task, y, truth.shape, mask)
+        label, before = degrade.baseline(plan.op, y, truth.shape, mask)
         before = np.clip(before, 0, 1)
         return {
             "baseline": {"name": label, "psnr": metrics.psnr(before, truth), "ssim": metrics.ssim(before, truth)},

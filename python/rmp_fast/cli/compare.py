@@ -21,6 +21,7 @@ from .. import baselines, images, metrics, presets, priors, schedules
 from ..operators import Operator
 from ..plan import Estimate, Plan
 from . import degrade, panel, record
+from .chain import from_starts
 from .inputs import collect_inputs, make_output_folder
 from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
@@ -151,38 +152,45 @@ class Comparison:
         measured = degrade.simulate(op, truths, options.noise_std, names, options.seed)
         seeds = torch.tensor([derive_seed(options.seed, "chain", name) for name in names], dtype=torch.int64)
         # From [0, 1] to the prior's [-1, 1]: A(2 x - 1) + 2 n, for a linear A.
-        y = 2 * measured - op.A(torch.ones_like(truths))
-        rows = [self._without_prior(picture, y01) for picture, y01 in zip(batch, measured.numpy(), strict=True)]
+        y = 2 * measured - op.A(torch.ones_like(truths)) if op.linear else measured
+        rows = [self._without_prior(op, picture, y01) for picture, y01 in zip(batch, measured.numpy(), strict=True)]
         failures = 0
         for label, method in self.methods.items():
             try:
-                estimate = self._estimate(method, op, y, tuple(truths.shape), seeds)
+                estimate = self._best(method, op, y, tuple(truths.shape), seeds)
             except (RuntimeError, ValueError, MemoryError) as cause:
                 for picture in batch:
                     _complain(f"{label} could not restore {picture.file}: {cause or type(cause).__name__}")
                 failures += len(batch)
                 continue
             for index, picture in enumerate(batch):
-                rows.append(self._row(label, estimate, index, picture))
+                rows.append(self._row(label, op, estimate, index, picture))
                 if not rows[-1].ok:
                     _complain(f"{label} left the finite range on {picture.file}")
                     failures += 1
         return rows, failures
 
+    def _best(
+        self, method: baselines.Baseline | None, op: Operator, y: Tensor, shape: tuple[int, ...], seeds: Tensor
+    ) -> Estimate:
+        starts = self.settings.options.get("starts", 1)
+        return from_starts(op, y, lambda own: self._estimate(method, op, y, shape, own), starts, seeds)
+
     def _estimate(
         self, method: baselines.Baseline | None, op: Operator, y: Tensor, shape: tuple[int, ...], seeds: Tensor
     ) -> Estimate:
-        noise = 2 * self.options.noise_std
+        noise = self.options.noise_std * (2.0 if op.linear else degrade.own_unit(op))
         if method is None:
             return Plan(op, self.prior, shape, noise, **self.chain).execute(y, seeds=seeds)
         samples = self.options.samples
         return baselines.reconstruct_with(method, y, op, self.prior, noise, seeds=seeds, samples=samples, shape=shape)
 
-    def _row(self, label: str, estimate: Estimate, index: int, picture: Picture) -> Row:
+    def _row(self, label: str, op: Operator, estimate: Estimate, index: int, picture: Picture) -> Row:
         stats, ok = estimate.stats, bool(estimate.ok[index])
         restoration = np.zeros_like(picture.pixels)
         if ok:
             restoration = np.clip((estimate.mean[index].numpy() + 1) / 2, 0, 1).astype(np.float32)
+            restoration = degrade.aligned(op, restoration, picture.pixels)
         return Row(
             image=picture.file.name,
             method=label,
@@ -195,11 +203,11 @@ class Comparison:
             restoration=restoration,
         )
 
-    def _without_prior(self, picture: Picture, measured: NDArray[Any]) -> Row:
+    def _without_prior(self, op: Operator, picture: Picture, measured: NDArray[Any]) -> Row:
         mask = None
         if self.settings.operator == "inpainting":
             mask = degrade.mask_of(self.settings, picture.file.name, picture.pixels.shape, self.options.seed)
-        label, image = degrade.baseline(self.settings, measured, picture.pixels.shape, mask)
+        label, image = degrade.baseline(op, measured, picture.pixels.shape, mask)
         image = np.clip(image, 0, 1).astype(np.float32)
         psnr, ssim = metrics.psnr(image, picture.pixels), metrics.ssim(image, picture.pixels)
         return Row(picture.file.name, label, psnr, ssim, 0, 0, 0.0, True, image)

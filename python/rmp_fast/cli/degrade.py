@@ -17,7 +17,7 @@ from .. import operators
 from .tasks import Settings, derive_seed
 from .usage import UsageError
 
-__all__ = ["baseline", "build", "mask_of", "observed", "simulate"]
+__all__ = ["aligned", "baseline", "build", "mask_of", "measured", "own_unit", "picture", "simulate"]
 
 
 def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...], seed: int) -> operators.Operator:
@@ -30,6 +30,8 @@ def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...]
         seed: of the run.
     """
     options = settings.options
+    if settings.operator in ("mri", "phase_retrieval") and image_shape[0] != 1:
+        raise UsageError(f"{names[0]}: {settings.name} takes grey pictures, got one in colour; convert it first")
     if settings.operator == "denoising":
         return operators.Denoising()
     if settings.operator == "inpainting":
@@ -39,6 +41,17 @@ def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...]
         return operators.SuperResolution(options["factor"], filter=options["filter"])
     if settings.operator == "gaussian_blur":
         return operators.GaussianBlur(options["blur_std"], boundary=options["boundary"])
+    if settings.operator == "mri":
+        return _mri(settings, image_shape, seed)
+    if settings.operator == "phase_retrieval":
+        return operators.PhaseRetrieval(options["oversampling"])
+    if settings.operator == "nonlinear_blur":
+        if settings.kernel is None:
+            length = min(image_shape[1:]) / 20
+            kernels = operators.camera_shake(seed, length, length / 3)
+        else:
+            kernels = torch.from_numpy(settings.kernel)
+        return operators.NonlinearBlur(kernels, options["exposure"], options["gamma"])
     if settings.kernel is None:
         kernel = operators.motion_kernel(options["motion_length"], options["motion_angle"])
     else:
@@ -46,18 +59,67 @@ def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...]
     return operators.Blur(kernel, boundary=options["boundary"])
 
 
+def _mri(settings: Settings, image_shape: tuple[int, ...], seed: int) -> operators.Operator:
+    size = image_shape[1:]
+    if settings.mask is None:
+        mask = operators.cartesian_mask(size, settings.options["acceleration"], seed=seed)
+    else:
+        mask = torch.from_numpy(settings.mask[0])
+    return operators.MRI(mask, None if settings.maps is None else torch.from_numpy(settings.maps))
+
+
+def own_unit(op: operators.Operator) -> float:
+    """How far white is from black in the unit of the operator's measurements and noise, for images on [0, 1]."""
+    return 2.0 if isinstance(op, operators.NonlinearBlur) else 1.0
+
+
 def simulate(op: operators.Operator, truths: Tensor, noise_std: float, names: Sequence[str], seed: int) -> Tensor:
-    """y = A(x) + noise_std n for images (B, C, H, W) on [0, 1], the noise of every item by its own seed."""
-    y = op.A(truths)
+    """y = A(x) + noise_std n for images (B, C, H, W) on [0, 1], the noise of every item by its own seed.
+
+    Nonlinear operators take images on [-1, 1] and measure in their own unit.
+    """
+    y = op.A(truths) if op.linear else op.A(2 * truths - 1)
+    noise_std = noise_std * own_unit(op)
     for item, name in zip(y, names, strict=True):
         noise = np.random.default_rng(derive_seed(seed, "noise", name)).standard_normal(item.shape, dtype=np.float32)
         item.add_(torch.from_numpy(noise), alpha=noise_std)
-    return observed(op, y)
+    return _observed(op, y)
 
 
-def observed(op: operators.Operator, y: Tensor) -> Tensor:
+def measured(op: operators.Operator, y: Tensor) -> Tensor:
+    """The measurement that files (B, ...) hold, pictures on [0, 1], in the operator's unit."""
+    return _observed(op, 2 * y - 1 if isinstance(op, operators.NonlinearBlur) else y)
+
+
+def _observed(op: operators.Operator, y: Tensor) -> Tensor:
     """``y`` with zeros where a mask hides it, whatever a file or the noise has there."""
-    return op.A(y) if isinstance(op, operators.Inpainting) else y
+    if isinstance(op, operators.Inpainting):
+        return op.A(y)
+    return y * op.mask.to(y) if isinstance(op, operators.MRI) else y
+
+
+def picture(op: operators.Operator, y: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
+    """A measurement as a picture (C, h, w) on [0, 1]: magnitudes by their logarithm, no larger than the image."""
+    if isinstance(op, operators.NonlinearBlur):
+        return (y + 1) / 2
+    if not isinstance(op, operators.MRI | operators.PhaseRetrieval):
+        return y
+    if isinstance(op, operators.MRI):
+        y = np.sqrt(np.square(y).sum(tuple(range(y.ndim - 2)), keepdims=True)).reshape(1, *y.shape[-2:])
+    # Five orders of magnitude below the brightest are black.
+    shown = 1 + np.log10(np.maximum(y / max(float(y.max()), 1e-30), 1e-5)) / 5
+    if shown.shape[1:] != image_shape[1:]:
+        shown = resize(shown, (shown.shape[0], *image_shape[1:]), order=1, anti_aliasing=True)
+    return shown
+
+
+def aligned(op: operators.Operator, image: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
+    """Of the images on [0, 1] that phase retrieval cannot tell from ``image``, the nearest to ``truth``: for scores."""
+    if not isinstance(op, operators.PhaseRetrieval):
+        return image
+    estimate, target = (torch.from_numpy(2 * values[None] - 1) for values in (image, truth))
+    found: NDArray[Any] = (operators.align(estimate, target).image[0].numpy() + 1) / 2
+    return found
 
 
 def mask_of(settings: Settings, name: str, image_shape: tuple[int, ...], seed: int) -> Tensor:
@@ -84,20 +146,29 @@ def mask_of(settings: Settings, name: str, image_shape: tuple[int, ...], seed: i
 
 
 def baseline(
-    settings: Settings, y: NDArray[Any], shape: tuple[int, ...], mask: Tensor | None
+    op: operators.Operator, y: NDArray[Any], shape: tuple[int, ...], mask: Tensor | None
 ) -> tuple[str, NDArray[Any]]:
-    """A restoration that needs no prior, and its name: the measurement, filled or enlarged to the image's size.
+    """A restoration on [0, 1] without a prior, and its name: the measurement, filled or enlarged to the image's size.
 
     Args:
-        y: measurement (C, h, w).
+        op: the operator that measured it.
+        y: measurement (C, h, w), or what :func:`simulate` makes.
         shape: (C, H, W) of the image.
         mask: bool (1 or C, H, W), True = known; None: everything is.
     """
-    if settings.operator == "super_resolution":
+    if isinstance(op, operators.SuperResolution):
         enlarged = resize(y, (y.shape[0], *shape[1:]), order=3, mode="edge", anti_aliasing=False)
         return "bicubic enlargement", enlarged
+    if isinstance(op, operators.MRI):
+        image = op.adjoint(torch.from_numpy(y[None]), (1, *shape))[0]
+        coils = 1 if op.maps is None else op.maps.abs().square().sum(-3).clamp(min=1e-6)
+        return "zero-filled", (image / coils).to(image).numpy()
+    if isinstance(op, operators.PhaseRetrieval):
+        # The magnitude at zero frequency is the sum of the image over the root of the padded size.
+        middle = y[:, y.shape[1] // 2, y.shape[2] // 2] * np.sqrt(y.shape[1] * y.shape[2]) / (shape[1] * shape[2])
+        return "mean brightness", np.broadcast_to(middle[:, None, None], shape).astype(y.dtype)
     if mask is None:
-        return "measurement", y
+        return "measurement", picture(op, y, shape)
     known = np.broadcast_to(mask.numpy(), y.shape)
     filled = y.copy()
     for known_plane, out in zip(known, filled, strict=True):

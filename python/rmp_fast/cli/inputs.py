@@ -10,30 +10,39 @@ from collections.abc import Iterable, Sequence
 from ..images import EXTENSIONS
 from .usage import UsageError
 
-__all__ = ["check_outputs", "collect_inputs", "make_output_folder", "output_names"]
+__all__ = ["ARRAYS", "PICTURES", "check_outputs", "collect_inputs", "make_output_folder", "output_names"]
 
 
-def collect_inputs(inputs: Sequence[pathlib.Path], flag: str = "INPUT") -> list[pathlib.Path]:
-    """The image files among ``inputs`` and directly in its folders, each once, folders in alphabetical order.
+# What files are called, and the ends of their names.
+PICTURES = ("PNG, JPEG, TIFF or WebP", EXTENSIONS)
+ARRAYS = ("NumPy (.npy)", (".npy",))
+
+
+def collect_inputs(
+    inputs: Sequence[pathlib.Path], flag: str = "INPUT", kinds: tuple[str, tuple[str, ...]] = PICTURES
+) -> list[pathlib.Path]:
+    """The files of some kinds among ``inputs`` and directly in its folders, each once, folders in alphabetical order.
 
     Args:
         inputs: the arguments.
         flag: what messages call them.
+        kinds: :data:`PICTURES` or :data:`ARRAYS`.
 
     Raises:
-        UsageError: a path that does not exist, is no image by its name, or a folder without images.
+        UsageError: a path that does not exist, is of another kind by its name, or a folder without such files.
     """
-    kinds = "PNG, JPEG, TIFF or WebP"
+    names, extensions = kinds
     files: dict[pathlib.Path, pathlib.Path] = {}
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if _is_image(p) and not p.name.startswith(".") and p.is_file())
+            visible = (p for p in path.iterdir() if not p.name.startswith("."))
+            found = sorted(p for p in visible if p.suffix.lower() in extensions and p.is_file())
             if not found:
-                raise UsageError(f"`{flag}` {path} is a folder without {kinds} files")
+                raise UsageError(f"`{flag}` {path} is a folder without {names} files")
         elif not path.exists():
             raise UsageError(f"`{flag}` {path} does not exist")
-        elif not _is_image(path):
-            raise UsageError(f"`{flag}` must be {kinds} files or folders with such files, got {path}")
+        elif path.suffix.lower() not in extensions:
+            raise UsageError(f"`{flag}` must be {names} files or folders with such files, got {path}")
         else:
             found = [path]
         for file in found:
@@ -87,7 +96,3 @@ def make_output_folder(out: pathlib.Path) -> None:
         pathlib.Path(name).unlink()
     except OSError as cause:
         raise UsageError(f"`--out` {out} cannot be written: {cause.strerror or cause}") from cause
-
-
-def _is_image(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS

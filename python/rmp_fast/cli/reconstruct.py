@@ -9,15 +9,16 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from .. import images
 from . import record
-from .inputs import check_outputs, collect_inputs, make_output_folder, output_names
-from .tasks import choice, resolve
+from .arrays import ArrayFile, read_array
+from .inputs import ARRAYS, PICTURES, check_outputs, collect_inputs, make_output_folder, output_names
+from .tasks import TASKS, choice, resolve
 from .usage import UsageError, check_numbers
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Job:
 
     file: pathlib.Path
     sha256: str
-    shape: tuple[int, int, int]  # (C, H, W) of the file
+    shape: tuple[int, ...]  # (C, H, W) of the file, or that of an array
     depth: int
 
 
@@ -71,11 +72,12 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve(options)
     check_numbers(options, ("evaluations", "inner_steps", "batch_size", "threads"))
     suffix = images.FORMATS[choice("--format", options.format, tuple(images.FORMATS))]
-    files = collect_inputs(options.inputs)
+    arrays = TASKS[settings.name].arrays and not options.simulate
+    files = collect_inputs(options.inputs, kinds=ARRAYS if arrays else PICTURES)
     if options.out is None:
         raise UsageError("`--out` must be given: the folder for the results")
     check_outputs(files, options.inputs, options.out, suffix)
-    jobs, unreadable = _probe(files)
+    jobs, unreadable = _probe(files, read_array if arrays else images.probe)
     if options.format not in images.DEEP_FORMATS:
         for job in jobs:
             if job.depth == 16:
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     for error in unreadable:
         reporter.failure(f"skipped {error}")
     gains: list[tuple[float, float]] = []
-    for batch in _batches(_unfinished(jobs, chain, options, suffix, reporter), options.batch_size):
+    for batch in _batches(_unfinished(jobs, chain, options, suffix, reporter, arrays), options.batch_size):
         gains += _restore(batch, chain, options, suffix, reporter)
     reporter.bar.close()
     if len(gains) > 1:
@@ -102,12 +104,14 @@ def run(options: argparse.Namespace) -> int:
     return 1 if reporter.failures else 0
 
 
-def _probe(files: Sequence[pathlib.Path]) -> tuple[list[Job], list[images.ImageError]]:
+def _probe(
+    files: Sequence[pathlib.Path], probe: Callable[[pathlib.Path], images.ImageHeader | ArrayFile]
+) -> tuple[list[Job], list[images.ImageError]]:
     """The readable files as jobs, those of one shape together, and what is wrong with the others."""
     jobs, errors = [], []
     for file in files:
         try:
-            header = images.probe(file)
+            header = probe(file)
             jobs.append(Job(file, record.digest(file.read_bytes()), header.shape, header.depth))
         except images.ImageError as error:
             errors.append(error)
@@ -117,8 +121,8 @@ def _probe(files: Sequence[pathlib.Path]) -> tuple[list[Job], list[images.ImageE
 
 
 def _unfinished(
-    jobs: Sequence[Job], chain: Chain, options: argparse.Namespace, suffix: str, reporter: Reporter
-) -> Iterator[tuple[Job, images.ImageFile]]:
+    jobs: Sequence[Job], chain: Chain, options: argparse.Namespace, suffix: str, reporter: Reporter, arrays: bool
+) -> Iterator[tuple[Job, images.ImageFile | ArrayFile]]:
     """Decode what is not on disk yet; a file that turns out to be damaged is reported and left out."""
     skipped = 0
     for job in jobs:
@@ -128,7 +132,7 @@ def _unfinished(
             reporter.bar.update()
             continue
         try:
-            image = images.read(job.file)
+            image = read_array(job.file) if arrays else images.read(job.file)
         except images.ImageError as error:
             reporter.failure(f"skipped {error}")
             continue
@@ -140,16 +144,16 @@ def _unfinished(
 
 
 def _batches(
-    decoded: Iterator[tuple[Job, images.ImageFile]], batch_size: int | None
-) -> Iterator[list[tuple[Job, images.ImageFile]]]:
+    decoded: Iterator[tuple[Job, images.ImageFile | ArrayFile]], batch_size: int | None
+) -> Iterator[list[tuple[Job, images.ImageFile | ArrayFile]]]:
     """Runs of images of one shape, at most ``batch_size`` long (by default as many as fit in PIXELS_PER_BATCH)."""
-    batch: list[tuple[Job, images.ImageFile]] = []
+    batch: list[tuple[Job, images.ImageFile | ArrayFile]] = []
     for job, image in decoded:
         if batch and job.shape != batch[0][0].shape:
             yield batch
             batch = []
         batch.append((job, image))
-        pixels = job.shape[1] * job.shape[2]
+        pixels = job.shape[-2] * job.shape[-1]
         if len(batch) >= (batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // pixels))):
             yield batch
             batch = []
@@ -158,7 +162,7 @@ def _batches(
 
 
 def _restore(
-    batch: list[tuple[Job, images.ImageFile]],
+    batch: list[tuple[Job, images.ImageFile | ArrayFile]],
     chain: Chain,
     options: argparse.Namespace,
     suffix: str,
@@ -212,7 +216,7 @@ def _restore(
 
 def _write(
     job: Job,
-    image: images.ImageFile,
+    image: images.ImageFile | ArrayFile,
     outcome: Outcome,
     entry: dict[str, Any],
     options: argparse.Namespace,
@@ -230,7 +234,7 @@ def _write(
         from .panel import render
 
         title = f"{job.file.name}  ·  {title}"
-        data = render(outcome.measurement, outcome.restoration, outcome.truth, title, outcome.captions)
+        data = render(outcome.measurement, outcome.scored, outcome.truth, title, outcome.captions)
         images.write_atomically(panel, data)
         entry["panel"] = {"file": panel.name, "sha256": record.digest(data)}
     record.write(sidecar, entry)

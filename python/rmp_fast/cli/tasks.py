@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import images
 from .usage import UsageError
 
-__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "resolve"]
+__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "load_array", "resolve"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Task:
         needed: of those, what must be given.
         needed_for_measurements: of those, what must be given without ``--simulate``; one of them is enough.
         fixed: settings that the name implies.
+        arrays: whether measurements are .npy arrays, because they are no pictures.
     """
 
     operator: str
@@ -35,6 +36,7 @@ class Task:
     needed: tuple[str, ...] = ()
     needed_for_measurements: tuple[str, ...] = ()
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arrays: bool = False
 
 
 _MASK = {"mask": None, "invert_mask": None}
@@ -53,9 +55,16 @@ TASKS = {
     ),
     "blur": Task("blur", {"kernel": None, "boundary": "circular"}, needed=("kernel",)),
     "motion_deblur": Task("blur", _MOTION, needed_for_measurements=("kernel", "motion_length")),
+    "mri": Task("mri", {**_MASK, "acceleration": 4.0, "maps": None}, needed_for_measurements=("mask",), arrays=True),
+    "phase_retrieval": Task("phase_retrieval", {"oversampling": 2.0, "starts": 8}, arrays=True),
+    "nonlinear_deblur": Task(
+        "nonlinear_blur", {"kernel": None, "exposure": 1.25, "gamma": 2.2}, needed_for_measurements=("kernel",)
+    ),
 }
 OPTIONS = ("mask", "invert_mask", "missing", "box", "factor", "filter", "blur_std", "kernel", "motion_length",
-           "motion_angle", "boundary")  # fmt: skip
+           "motion_angle", "boundary", "acceleration", "maps", "oversampling", "starts", "exposure",
+           "gamma")  # fmt: skip
+FILES = ("mask", "kernel", "maps")
 BOUNDARIES = ("reflect", "replicate", "circular")
 # No camera wraps around. Simulations of a general kernel do, because that has a closed form and no iterations.
 BOUNDARY_OF_MEASUREMENTS = "reflect"
@@ -70,7 +79,8 @@ class Settings:
     Attributes:
         options: every option that applies, files as their paths.
         mask: (1 or C, H, W) bool, True = known, if it came from a file.
-        kernel: (h, w) of sum 1, if it came from a file.
+        kernel: (h, w), or for nonlinear blur (rows, columns, h, w), each of sum 1, if it came from a file.
+        maps: (N, H, W) complex sensitivities of coils, if they came from a file.
         digests: SHA-256 of the option files.
     """
 
@@ -79,6 +89,7 @@ class Settings:
     options: dict[str, Any]
     mask: NDArray[np.bool_] | None
     kernel: NDArray[np.float64] | None
+    maps: NDArray[np.complex128] | None
     digests: dict[str, str]
 
 
@@ -114,7 +125,10 @@ def resolve(given: argparse.Namespace) -> Settings:
     if alternatives and not any(key in stated for key in alternatives):
         flags = " or ".join(f"`{_flag(key)}`" for key in alternatives)
         raise UsageError(f"{flags} must be given for {name} of a measurement; only --simulate has a default")
-    for key, others in (("mask", ("missing", "box")), ("kernel", ("motion_length", "motion_angle"))):
+    for key, others in (
+        ("mask", ("missing", "box", "acceleration")),
+        ("kernel", ("motion_length", "motion_angle")),
+    ):
         for other in others:
             if key in stated and other in stated:
                 raise UsageError(f"`{_flag(key)}` and `{_flag(other)}` exclude each other")
@@ -125,17 +139,19 @@ def resolve(given: argparse.Namespace) -> Settings:
     if "mask" in stated:
         options.pop("missing", None)
         options.pop("box", None)
+        options.pop("acceleration", None)
     if "kernel" in stated:
         options.pop("motion_length", None)
         options.pop("motion_angle", None)
     options = {key: value for key, value in options.items() if value is not None}
     _check_values(options)
     mask = _read_mask(options["mask"], "invert_mask" in options) if "mask" in options else None
-    kernel = _read_kernel(options["kernel"]) if "kernel" in options else None
+    kernel = _read_kernel(options["kernel"], task.operator == "nonlinear_blur") if "kernel" in options else None
+    maps = _read_maps(options["maps"]) if "maps" in options else None
     digests: dict[str, str] = {
-        key: hashlib.sha256(options[key].read_bytes()).hexdigest() for key in ("mask", "kernel") if key in options
+        key: hashlib.sha256(options[key].read_bytes()).hexdigest() for key in FILES if key in options
     }
-    return Settings(name, task.operator, options, mask, kernel, digests)
+    return Settings(name, task.operator, options, mask, kernel, maps, digests)
 
 
 def derive_seed(seed: int, purpose: str, name: str) -> int:
@@ -153,11 +169,12 @@ def _check_values(options: dict[str, Any]) -> None:
         raise UsageError(f"`--factor` must be one of {', '.join(map(str, FACTORS))}, got {options['factor']}")
     if "missing" in options and not 0 <= options["missing"] < 1:
         raise UsageError(f"`--missing` must be a share on [0, 1), got {options['missing']}")
-    for key in ("box", "blur_std"):
+    for key in ("box", "blur_std", "exposure", "gamma"):
         if key in options and not 0 < options[key] < float("inf"):
             raise UsageError(f"`{_flag(key)}` must be a number > 0, got {options[key]}")
-    if "motion_length" in options and not 1 <= options["motion_length"] < float("inf"):
-        raise UsageError(f"`--motion-length` must be at least 1 pixel, got {options['motion_length']}")
+    for key, unit in (("motion_length", " pixel"), ("acceleration", ""), ("oversampling", ""), ("starts", "")):
+        if key in options and not 1 <= options[key] < float("inf"):
+            raise UsageError(f"`{_flag(key)}` must be at least 1{unit}, got {options[key]}")
     if "motion_angle" in options and not abs(options["motion_angle"]) < float("inf"):
         raise UsageError(f"`--motion-angle` must be a finite number, got {options['motion_angle']}")
 
@@ -175,30 +192,48 @@ def _read_mask(path: pathlib.Path, invert: bool) -> NDArray[np.bool_]:
     return known
 
 
-def _read_kernel(path: pathlib.Path) -> NDArray[np.float64]:
-    values = _read_array("--kernel", path)
-    values = values.astype(np.float64)
+def _read_kernel(path: pathlib.Path, varies: bool) -> NDArray[np.float64]:
+    """A kernel, or where the blur may vary over the frame also a grid of them."""
+    values = _read_array("--kernel", path).astype(np.float64)
     if values.ndim == 3:
         values = values.mean(0)
-    if values.ndim != 2 or values.size == 0:
-        raise UsageError(f"`--kernel` {path} must have shape (h, w), got {values.shape}")
-    total = float(values.sum(dtype=np.float64))
-    if not total > 0:
-        raise UsageError(f"`--kernel` {path} must have a positive sum, got {total:g}")
-    return values / total
+    if values.ndim not in ((2, 4) if varies else (2,)) or values.size == 0:
+        expected = "(h, w) or (rows, columns, h, w)" if varies else "(h, w)"
+        raise UsageError(f"`--kernel` {path} must have shape {expected}, got {values.shape}")
+    total = values.sum((-2, -1), keepdims=True)
+    if not (total > 0).all():
+        raise UsageError(f"`--kernel` {path} must have a positive sum, got {total.min():g}")
+    scaled: NDArray[np.float64] = values / total
+    return scaled
+
+
+def _read_maps(path: pathlib.Path) -> NDArray[np.complex128]:
+    values = load_array(path, "--maps")
+    if values.ndim != 3 or not np.iscomplexobj(values):
+        raise UsageError(f"`--maps` {path} must be complex of shape (coils, H, W), got {values.dtype} {values.shape}")
+    return values.astype(np.complex128)
 
 
 def _read_array(flag: str, path: pathlib.Path) -> NDArray[Any]:
     """A .npy file as float64, or an image (C, H, W) on [0, 1]."""
-    if not path.is_file():
-        raise UsageError(f"`{flag}` {path} does not exist")
-    if path.suffix.lower() != ".npy":
+    if path.is_file() and path.suffix.lower() != ".npy":
         try:
             return images.read(path).pixels
         except images.ImageError as error:
             raise UsageError(f"`{flag}` {error}") from error
+    values = load_array(path, flag)
+    if np.iscomplexobj(values):
+        raise UsageError(f"`{flag}` {path} must be real, got {values.dtype}")
+    return values
+
+
+def load_array(path: pathlib.Path, flag: str) -> NDArray[Any]:
+    """The numbers of a .npy file as float64 or complex128; UsageError naming ``flag`` where there are none."""
+    if not path.is_file():
+        raise UsageError(f"`{flag}` {path} does not exist")
     try:
-        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        values = np.asarray(np.load(path, allow_pickle=False))
+        values = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
     except (OSError, ValueError, TypeError, EOFError) as cause:
         raise UsageError(f"`{flag}` {path}: cannot be read as an array of numbers: {cause}") from cause
     if not np.isfinite(values).all():

@@ -27,7 +27,7 @@ from .usage import UsageError
 __all__ = ["TASKS", "run"]
 
 #: Tasks that presets know and that have defaults of their own.
-TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur")
+TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur", "mri")
 SOURCES = ("fashion-train", "photo-train")
 FEWEST = 8
 MOST_HELD_OUT = 64

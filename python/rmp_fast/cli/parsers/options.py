@@ -24,7 +24,7 @@ def add_operator(parser: argparse.ArgumentParser) -> None:
     """What an operator is made from."""
     path = pathlib.Path
     operator = parser.add_argument_group("operator options")
-    operator.add_argument("--mask", type=path, metavar="FILE", help="image or .npy; white (not 0) = known")
+    operator.add_argument("--mask", type=path, metavar="FILE", help="image or .npy; white (not 0) = known, or sampled")
     operator.add_argument("--invert-mask", action="store_true", help="black (0) = known instead")
     operator.add_argument("--missing", type=float, metavar="SHARE", help="share of pixels to remove at random (0.7)")
     operator.add_argument("--box", type=int, metavar="PIXELS", help="side of the central hole (a quarter of the image)")
@@ -43,3 +43,11 @@ def add_operator(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="blur beyond the edge: reflect, replicate or circular (reflect; circular for simulated kernels)",
     )
+    operator.add_argument("--acceleration", type=float, metavar="N", help="one in N lines of MRI is sampled (4)")
+    operator.add_argument("--maps", type=path, metavar="FILE", help="complex .npy (coils, H, W): what MRI coils see")
+    operator.add_argument(
+        "--oversampling", type=float, metavar="X", help="of Fourier magnitudes: padded over original size (2)"
+    )
+    operator.add_argument("--starts", type=int, metavar="N", help="runs of which the best explains the magnitudes (8)")
+    operator.add_argument("--exposure", type=float, metavar="X", help="of the camera; above 1 white saturates (1.25)")
+    operator.add_argument("--gamma", type=float, metavar="X", help="of the camera's response (2.2)")

@@ -27,6 +27,11 @@ operators and tasks:
   gaussian_blur (gaussian_deblur)      --blur-std, --boundary
   blur                                 --kernel, --boundary
   motion_deblur                        --kernel, or --motion-length and --motion-angle; --boundary
+  nonlinear_deblur                     --kernel (one, or .npy of a grid), --exposure, --gamma
+  mri                                  --mask, with --simulate made from --acceleration; --maps
+  phase_retrieval                      --oversampling, --starts
+the last two restore grey pictures; without --simulate their INPUT is .npy: samples (H, W), or (coils, H, W), complex,
+zero frequency at (H // 2, W // 2); or Fourier magnitudes (h, w).
 
 exit code: 0 all images restored (or finished before), 1 some could not be, 2 refused before any work.
 """
