@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-import torch
 from linear_tasks import NOISE, TASKS, problem
 
 import rmp_fast as rmp
+from rmp_fast.spread import calibration
 
 
 def main() -> None:
@@ -32,12 +32,9 @@ def main() -> None:
         plan = rmp.Plan(op, prior, tuple(images.shape), NOISE, spread_looks=arguments.looks, **settings)
         estimate = plan.execute(y)
         assert estimate.variance is not None
-        error = (estimate.mean - images).square()
-        within = [(error <= n * n * estimate.variance).float().mean().item() for n in (1, 2, 3)]
-        share = estimate.variance.mean() / error.mean()
-        correlation = torch.corrcoef(torch.stack([estimate.variance.flatten(), error.flatten()]))[0, 1]
-        shares = " ".join(f"{100 * value:5.1f}%" for value in within)
-        print(f"{task:16s} {shares} {share:15.2f} {correlation:12.2f}", flush=True)
+        found = calibration(estimate.mean, estimate.variance, images)
+        shares = " ".join(f"{100 * value:5.1f}%" for value in found.within)
+        print(f"{task:16s} {shares} {found.ratio:15.2f} {found.correlation:12.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ._checks import check_shape
 from .operators import GaussianBlur
 from .reference import normals
 
-__all__ = ["posterior_variance"]
+__all__ = ["Calibration", "calibration", "posterior_variance"]
 
 #: Pixels over which the estimates of single elements, each noisy, are averaged.
 SMOOTHING_STD = 1.5
@@ -62,3 +64,36 @@ def posterior_variance(
     # An estimate near or below zero is noise: nothing is known to less than a hundredth of the mean variance.
     floor = (variance.flatten(1).mean(1).clamp_min(0) * 1e-2).reshape(column)
     return torch.maximum(variance, floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How honest variances are.
+
+    Attributes:
+        within: shares of the elements whose error is within 1, 2 and 3 standard deviations; 0.683, 0.954 and 0.997 for
+            Gaussian errors of exactly these variances.
+        ratio: mean variance over mean squared error; 1 where the size of the error bars is right on average.
+        correlation: of variance and squared error over the elements; 0 where error bars do not tell hard from easy.
+    """
+
+    within: tuple[float, float, float]
+    ratio: float
+    correlation: float
+
+
+def calibration(estimate: Tensor, variance: Tensor, truth: Tensor) -> Calibration:
+    """Compare ``variance`` with the squared error of ``estimate``, over all elements of three tensors of one shape.
+
+    Raises:
+        ValueError: tensors of different shapes, or without elements.
+    """
+    check_shape("variance", variance, tuple(truth.shape))
+    check_shape("estimate", estimate, tuple(truth.shape))
+    if not truth.numel():
+        raise ValueError("`truth` must have elements, got none")
+    error = (estimate.double() - truth.double()).square().flatten()
+    spread = variance.double().flatten()
+    one, two, three = (float((error <= n * n * spread).double().mean()) for n in (1, 2, 3))
+    ratio = float(spread.mean() / error.mean())
+    return Calibration((one, two, three), ratio, float(torch.corrcoef(torch.stack([spread, error]))[0, 1]))

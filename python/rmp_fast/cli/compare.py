@@ -9,7 +9,7 @@ import io
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
-__all__ = ["run"]
+__all__ = ["Picture", "batches", "chain_options", "read_pictures", "run", "to_prior_range"]
 
 RMP = "rmp"
 EVALUATIONS_OF_RMP = 20
@@ -84,13 +84,13 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     prior = priors.load(options.prior)
     comparison = Comparison(options, settings, prior, evaluations)
-    pictures, failures = _read(files)
+    pictures, failures = read_pictures(files, _complain)
     for shape in dict.fromkeys(picture.pixels.shape for picture in pictures):
         comparison.check(shape, next(p.file.name for p in pictures if p.pixels.shape == shape))
     make_output_folder(options.out)
 
     rows: list[Row] = []
-    for batch in _batches(pictures, options.batch_size):
+    for batch in batches(pictures, options.batch_size):
         found, failed = comparison.restore(batch)
         rows += found
         failures += failed
@@ -123,7 +123,7 @@ class Comparison:
                 raise UsageError(f"`--methods` {name}: {error}") from error
             self.methods[name], self.evaluations[name] = method, method.evaluations
         if RMP in self.methods:
-            self.chain = _chain_options(settings.name, prior, self.evaluations[RMP])
+            self.chain = chain_options(settings.name, prior, self.evaluations[RMP])
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Refuse, before any work, images (C, H, W) that the task, the prior or a method cannot take."""
@@ -151,8 +151,7 @@ class Comparison:
         op = degrade.build(self.settings, names, batch[0].pixels.shape, options.seed)
         measured = degrade.simulate(op, truths, options.noise_std, names, options.seed)
         seeds = torch.tensor([derive_seed(options.seed, "chain", name) for name in names], dtype=torch.int64)
-        # From [0, 1] to the prior's [-1, 1]: A(2 x - 1) + 2 n, for a linear A.
-        y = 2 * measured - op.A(torch.ones_like(truths)) if op.linear else measured
+        y = to_prior_range(op, measured, truths)
         rows = [self._without_prior(op, picture, y01) for picture, y01 in zip(batch, measured.numpy(), strict=True)]
         failures = 0
         for label, method in self.methods.items():
@@ -233,7 +232,12 @@ def _evaluations(options: argparse.Namespace) -> dict[str, int]:
     return {**found, **own}
 
 
-def _chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
+def to_prior_range(op: Operator, measured: Tensor, truths: Tensor) -> Tensor:
+    """What :func:`degrade.simulate` measured on [0, 1], for images on [-1, 1]: A(2 x - 1) + 2 n where A is linear."""
+    return 2 * measured - op.A(torch.ones_like(truths)) if op.linear else measured
+
+
+def chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
     """RMP's options for a task; an operator with options of its own has no tuned ones, and gets the untuned levels."""
     if task in presets.TASKS:
         return presets.for_task(task, prior, evaluations)
@@ -241,14 +245,14 @@ def _chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str
     return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}
 
 
-def _read(files: Sequence[pathlib.Path]) -> tuple[list[Picture], int]:
+def read_pictures(files: Sequence[pathlib.Path], complain: Callable[[str], None]) -> tuple[list[Picture], int]:
     """The images that can be read, those of one shape together, and the number of the others."""
     pictures, failures = [], 0
     for file in files:
         try:
             pictures.append(Picture(file, images.read(file).pixels))
         except images.ImageError as error:
-            _complain(f"skipped {error}")
+            complain(f"skipped {error}")
             failures += 1
     names = [picture.file.stem for picture in pictures]
     for name in names:
@@ -257,15 +261,16 @@ def _read(files: Sequence[pathlib.Path]) -> tuple[list[Picture], int]:
     return sorted(pictures, key=lambda picture: (picture.pixels.shape, picture.file.name)), failures
 
 
-def _batches(pictures: Sequence[Picture], batch_size: int | None) -> list[list[Picture]]:
-    batches: list[list[Picture]] = []
+def batches(pictures: Sequence[Picture], batch_size: int | None) -> list[list[Picture]]:
+    """Runs of pictures of one shape, at most ``batch_size`` long (by default as many as fit in PIXELS_PER_BATCH)."""
+    found: list[list[Picture]] = []
     for picture in pictures:
         shape = picture.pixels.shape
         room = batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (shape[1] * shape[2])))
-        if not batches or batches[-1][0].pixels.shape != shape or len(batches[-1]) == room:
-            batches.append([])
-        batches[-1].append(picture)
-    return batches
+        if not found or found[-1][0].pixels.shape != shape or len(found[-1]) == room:
+            found.append([])
+        found[-1].append(picture)
+    return found
 
 
 def _write_pictures(
