@@ -17,8 +17,8 @@ from .. import images, operators, priors
 from ..plan import Plan
 from ..spread import Calibration, calibration
 from . import degrade, panel, record
-from .compare import Picture, batches, chain_options, read_pictures, to_prior_range
-from .inputs import collect_inputs, make_output_folder
+from .compare import Picture, batches, chain_options, prior_and_files, read_pictures, to_prior_range
+from .inputs import make_output_folder
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
@@ -48,15 +48,7 @@ def run(options: argparse.Namespace) -> int:
     options.operator, options.simulate = options.task, True
     settings = resolve(options)
     check_numbers(options, ("evaluations", "looks", "batch_size", "threads"))
-    if not options.images:
-        raise UsageError("`--images` must be given: clean image files, or folders with such files")
-    if options.out is None:
-        raise UsageError("`--out` must be given: the folder for the results")
-    files = collect_inputs(options.images, "--images")
-    choice("--prior", options.prior, tuple(priors.BUNDLED))
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    prior = priors.load(options.prior)
+    prior, files = prior_and_files(options)
     chain = chain_options(settings.name, prior, options.evaluations)
     pictures, failures = read_pictures(files, _complain)
     runs = batches(pictures, options.batch_size)

@@ -27,7 +27,7 @@ from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
-__all__ = ["Picture", "batches", "chain_options", "read_pictures", "run", "to_prior_range"]
+__all__ = ["Picture", "batches", "chain_options", "prior_and_files", "read_pictures", "run", "to_prior_range"]
 
 RMP = "rmp"
 EVALUATIONS_OF_RMP = 20
@@ -74,15 +74,7 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve(options)
     check_numbers(options, ("samples", "batch_size", "threads"))
     evaluations = _evaluations(options)
-    if not options.images:
-        raise UsageError("`--images` must be given: clean image files, or folders with such files")
-    if options.out is None:
-        raise UsageError("`--out` must be given: the folder for the results")
-    files = collect_inputs(options.images, "--images")
-    choice("--prior", options.prior, tuple(priors.BUNDLED))
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    prior = priors.load(options.prior)
+    prior, files = prior_and_files(options)
     comparison = Comparison(options, settings, prior, evaluations)
     pictures, failures = read_pictures(files, _complain)
     for shape in dict.fromkeys(picture.pixels.shape for picture in pictures):
@@ -99,6 +91,20 @@ def run(options: argparse.Namespace) -> int:
     if rows:
         print(_table(rows))
     return 1 if failures else 0
+
+
+def prior_and_files(options: argparse.Namespace) -> tuple[priors.NetworkPrior, list[pathlib.Path]]:
+    """The prior and the clean image files of a run; sets the number of threads."""
+    if not options.images:
+        raise UsageError("`--images` must be given: clean image files, or folders with such files")
+    if options.out is None:
+        raise UsageError("`--out` must be given: the folder for the results")
+    files = collect_inputs(options.images, "--images")
+    choice("--prior", options.prior, tuple(priors.BUNDLED))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    prior = priors.load(options.prior)
+    return prior, files
 
 
 class Comparison:
