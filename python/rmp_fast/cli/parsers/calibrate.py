@@ -16,8 +16,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "calibrate",
         help="how honest the error bars are on clean images",
         description="Degrade clean images, restore them with a variance per pixel, and report the share of pixels "
-        "whose error is within 1, 2 and 3 standard deviations (68, 95 and 99.7 % where Gaussian), the mean variance over the "
-        "mean squared error, and the correlation of the two. Writes calibrate.json and NAME_spread.png.",
+        "whose error is within 1, 2 and 3 standard deviations (68, 95 and 99.7 % where Gaussian), the mean variance "
+        "over the mean squared error, and the correlation of the two. Writes calibrate.json and NAME_spread.png.",
     )
     parser.add_argument("--task", metavar="NAME", help="how the images are degraded; see rmp-fast reconstruct --help")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, metavar="FILE", help="clean image files, or folders")
