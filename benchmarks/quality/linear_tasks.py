@@ -5,7 +5,8 @@ scikit-image's photographs. Noise 0.05 on [-1, 1]. Every row is written to a CSV
 second run with the same prior and number of images goes on from there; ``--print`` shows what is there. Baselines come
 with their authors' settings and, as "tuned", with the best found on Fashion-MNIST test images 0 to 7.
 
-RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, and "untuned" the default levels.
+RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper" the
+settings of its authors with the ``gaussian`` guidance.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def rows(samples: int) -> list[Row]:
     """In the order of their cost."""
     found = [Row(f"rmp-{n}", "rmp", n, tuned=True) for n in (20, 40, 100)]
     found += [Row(f"rmp-{n} untuned", "rmp", n) for n in (20, 40, 100)]
+    found += [Row("paper-vp", "rmp", 400, rmp.presets.paper_vp()), Row("paper-ve", "rmp", 600, rmp.presets.paper_ve())]
     for n in (20, 100):
         grid = rmp.schedules.log(n - 1, 0.05, 20.0)
         found += [
@@ -116,7 +118,7 @@ def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int
         return baselines.reconstruct(
             row.method, y, op, prior, NOISE, evaluations=row.evaluations, samples=row.samples, shape=shape, **settings
         )
-    options = rmp.presets.for_task(task, prior if row.tuned else "untuned", row.evaluations)
+    options = row.settings or rmp.presets.for_task(task, prior if row.tuned else "untuned", row.evaluations)
     return rmp.Plan(op, prior, shape, NOISE, **options).execute(y)
 
 
