@@ -5,8 +5,8 @@ scikit-image's photographs. Noise 0.05 on [-1, 1]. Every row is written to a CSV
 second run with the same prior and number of images goes on from there; ``--print`` shows what is there. Baselines come
 with their authors' settings and, as "tuned", with the best found on Fashion-MNIST test images 0 to 7.
 
-RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper" the
-settings of its authors with the ``gaussian`` guidance.
+RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper"
+the settings of its authors with the ``gaussian`` guidance.
 """
 
 from __future__ import annotations
