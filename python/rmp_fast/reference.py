@@ -236,7 +236,7 @@ def reverse_mean_propagation(
     draw, evaluation = 0, 0
     for k in reversed(range(len(s) - 1)):
         b2 = s[k + 1] ** 2 - s[k] ** 2
-        mu = m
+        mu: Tensor = m
         for i, s1 in enumerate(step_sizes(step_size, relaxation, inner_steps)):
             level = s[k + 1] if anchor == "next" and i == 0 else s[k]
             v = variance_of_step(j, b2, s[k], covariance)

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import ops
 from .._checks import check_choice, check_positive, check_tensor, shape_text
 from .base import Operator, Shape, check_image_shape, owned
-from .data import derived
 from .blur import margins
+from .data import derived
 from .fourier import irfft2, rfft2
 
 __all__ = ["NonlinearBlur", "camera_shake"]

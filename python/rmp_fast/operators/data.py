@@ -59,7 +59,7 @@ def derived(build: Build[T]) -> Build[T]:
 
     @functools.wraps(build)
     def get(self: Any, *key: Hashable) -> T:
-        values: dict[Hashable, T] = vars(self).setdefault(_CACHE, {}).setdefault(build.__name__, {})
+        values: dict[tuple[Hashable, ...], T] = vars(self).setdefault(_CACHE, {}).setdefault(build.__name__, {})
         value = values.get(key)
         if value is None:
             with torch.inference_mode(False), torch.no_grad():
@@ -128,8 +128,8 @@ def data_bytes(own: Any) -> int:
     return sum(t.numel() * t.element_size() for t in (*_data(own).values(), *kept))
 
 
-def _cache_of(op: object) -> dict[str, dict[Hashable, Any]]:
-    cache: dict[str, dict[Hashable, Any]] = vars(op).get(_CACHE, {})
+def _cache_of(op: object) -> dict[str, dict[tuple[Hashable, ...], Any]]:
+    cache: dict[str, dict[tuple[Hashable, ...], Any]] = vars(op).get(_CACHE, {})
     return cache
 
 

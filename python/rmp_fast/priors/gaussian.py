@@ -60,6 +60,7 @@ class Conditioned(Prior):
         self.components, self.data_variance, self.name = components, data_variance, name
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        """E[x0 | x0 + s z = x, y] for x (B, N) and s (B,), computed in float64."""
         return self.components.denoise(x.double(), s.double()).to(x.dtype)
 
     def repeat(self, copies: int) -> Conditioned:
