@@ -41,16 +41,31 @@ class Conditioning:
         self._shape, self._measurement_shape, self._copies = shape, measurement_shape, copies
         self._backend = "auto" if backend == "cpu" else backend
         self.form: Form | None = None
+        self._made = (shape, device, dtype)
         if isinstance(op, LinearOperator) and guidance != "exact" and backend != "reference":
-            self.form = op.form(shape, device, dtype)
-        if isinstance(self.form, Spectral) and copies > 1 and self.form.energy.shape[0] > 1:
-            self.form = dataclasses.replace(self.form, energy=torch.cat([self.form.energy] * copies))
+            self.form = self._make_form(op)
         self.data = self._prepared(torch.zeros(measurement_shape, dtype=dtype, device=device))
         images = (copies * shape[0], *shape[1:])
         self.gradient = torch.zeros(images, dtype=dtype, device=device) if guidance in GRADIENTS else None
         self._ratios = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self._weights = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self.solve_residual = torch.zeros(shape[0], dtype=dtype, device=device)
+
+    def _make_form(self, op: LinearOperator) -> Form:
+        form = op.form(*self._made)
+        if isinstance(form, Spectral) and self._copies > 1 and form.energy.shape[0] > 1:
+            return dataclasses.replace(form, energy=torch.cat([form.energy] * self._copies))
+        return form
+
+    def refresh(self) -> None:
+        """Follow the operator, whose data have changed in place."""
+        if not isinstance(self.op, LinearOperator) or self.form is None:
+            return
+        form = self._make_form(self.op)
+        for name in ("mask", "energy"):
+            mine, theirs = getattr(self.form, name, None), getattr(form, name, None)
+            if mine is not None and mine is not theirs:
+                mine.copy_(theirs)
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -103,7 +118,6 @@ class Conditioning:
     def load(self, measured: Tensor) -> None:
         """Take the measurement (B, ...) of the next chain."""
         self.data.copy_(self._prepared(measured))
-        self.solve_residual.zero_()
 
     def _prepared(self, measured: Tensor) -> Tensor:
         if isinstance(self.form, Spectral) and self.guidance == "gaussian":

@@ -12,6 +12,7 @@ from ._checks import check_denoised
 from .priors import Prior
 
 if TYPE_CHECKING:
+    from .execution import Tally
     from .plan import Plan
 
 __all__ = ["CompiledStep", "Step", "run"]
@@ -27,8 +28,8 @@ class Step(Protocol):
         """Take the step of row ``look`` and write the input of the next, with the normals of ``evaluation``."""
 
 
-def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
-    """From the first mean, which ``plan`` set, to the mean at level 0 in ``plan.result``."""
+def run(plan: Plan, prior: Prior, stats: dict[str, float], tally: Tally) -> Tensor:
+    """From the first mean, which ``plan`` holds, to the mean at level 0, or where ``tally`` stops it."""
     clock = time.perf_counter
     started = clock()
     plan.steps[0][0].perturb(plan.looks_per_chain, 0)
@@ -47,6 +48,10 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
             look += 1
             network += t1 - t0
             operator += t2 - t1
+            if not tally.count(plan.copies):
+                break
+        if tally.stopped:
+            break
         if plan.sampled[level]:
             plan.sample(level)
     total = clock() - started
@@ -54,6 +59,7 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float]) -> None:
     spent["step_seconds"] = total - network - operator
     for name, seconds in spent.items():
         stats[name] += seconds
+    return plan.means[(level + 1) % 2]
 
 
 class CompiledStep:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import loop, reference, schedules, table
+from . import execution, loop, reference, schedules, table
 from ._checks import (
     check_choice,
     check_count,
@@ -26,12 +24,11 @@ from ._checks import (
 )
 from .backends import resolve
 from .conditioning import Conditioning
+from .execution import Estimate, Progress
 from .guidance import GRADIENTS, check_guidance, denoised_variance
-from .operators import LinearOperator, Operator
-from .operators.forms import Form, condition
-from .priors import GaussianMixture, Prior
-from .spread import posterior_variance
-from .start import smooth_start
+from .operators import Operator
+from .operators.data import data_bytes, private_copy, take_over
+from .priors import Prior
 from .torch_step import TorchStep
 from .triton_step import TritonStep
 
@@ -39,31 +36,6 @@ __all__ = ["NOISES", "Estimate", "Plan", "reconstruct"]
 
 NOISES = ("control", "drawn", "antithetic", "none")
 _AXES = ("B", "C", "H", "W")
-
-Stats = dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What an execution returns.
-
-    Attributes:
-        mean: (B, ...) estimate of E[x0 | y], in the caller's range.
-        variance: (B, ...) of x0 given y per element, in the square of the caller's unit: with ``spread_looks`` as
-            :func:`rmp_fast.spread.posterior_variance` has it, with ``branches`` the unbiased variance between them,
-            else None.
-        ok: (B,) bool; False: the item left the finite range and its mean is the last finite one (the ``reference``
-            backend returns what it got).
-        stats: network evaluations per item, of all branches together (``evaluations`` forward,
-            ``backward_evaluations``); ``seconds`` in all and ``start_seconds``, ``network_seconds``,
-            ``operator_seconds``, ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that
-            the plan owns; ``solve_residual``, the largest relative residual of the Gram solves where iterative.
-    """
-
-    mean: Tensor
-    variance: Tensor | None
-    ok: Tensor
-    stats: Stats
 
 
 class Plan:
@@ -131,7 +103,7 @@ class Plan:
             raise TypeError(f"`op` must be an rmp_fast operator, got {type(op).__name__}; see rmp_fast.operators")
         if not isinstance(prior, Prior):
             raise TypeError(f"`prior` must be an rmp_fast prior, got {type(prior).__name__}; see rmp_fast.priors")
-        self.op, self.prior = op, prior
+        self.prior = prior
         self.shape = _check_image_shape(shape)
         prior.check_image_shape(self.shape)
         self.measurement_shape = op.measurement_shape(self.shape)
@@ -170,15 +142,16 @@ class Plan:
         self.precision_rate = check_positive("precision_rate", precision_rate)
         if looks is not None:
             self._check_looks(looks, schedule)
-        self.device = torch.device("cpu" if device is None else device)
+        self.device = _check_device(device)
         self.dtype = dtype
         self.backend = resolve(backend, self.device, dtype)
-        self._low, self._half = _check_data_range(data_range)
+        self.low, self.half = _check_data_range(data_range)
         self._lock = threading.Lock()
         # Buffers born in inference mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
+            self.op = private_copy(op)
             self._allocate()
-            self._set_noise_std(noise_std)
+            self._set_noise_std(self._check_noise_std(noise_std))
 
     def _check_looks(self, looks: schedules.Looks, schedule: schedules.Schedule | None) -> None:
         if not isinstance(looks, schedules.Looks):
@@ -205,8 +178,13 @@ class Plan:
         """Bytes of the buffers that the plan owns and executions write to."""
         return sum(t.numel() * t.element_size() for t in self._buffers())
 
+    @property
+    def operator_bytes(self) -> int:
+        """Bytes of the plan's copy of the operator's data, and of what was derived from them."""
+        return data_bytes(self.op)
+
     def _buffers(self) -> list[Tensor]:
-        owned = [*self._means, self.inputs, self._seeds, self._ok, self._looks, *self._moments]
+        owned = [*self.means, self.inputs, self.seeds, self.ok, self._looks, *self.moments]
         return [*owned, *self.conditioning.buffers, *([] if self.curvature is None else [self.curvature])]
 
     def _allocate(self) -> None:
@@ -214,17 +192,17 @@ class Plan:
         steps, inner = (self.schedule.steps, self.inner_steps) if self.looks is None else (len(self.looks), 1)
         self.levels, self.looks_per_level = steps, inner
         self.looks_per_chain = steps * inner
-        copies = self._copies = 2 if self.noise == "antithetic" else 1
-        self._means = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2)]
+        copies = self.copies = 2 if self.noise == "antithetic" else 1
+        self.means = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2)]
         self.inputs = torch.zeros((copies * batch, *self.shape[1:]), dtype=dtype, device=device)
-        self._seeds = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._ok = torch.ones(batch, dtype=torch.uint8, device=device)
+        self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.ok = torch.ones(batch, dtype=torch.uint8, device=device)
         self.curvature = None
         if self.covariance != "fixed":
             sizes = self.shape if self.covariance == "diagonal" else (batch,)
             self.curvature = torch.zeros(sizes, dtype=dtype, device=device)
         # Mean and sum of squared differences of the branches.
-        self._moments = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2 * (self.branches > 1))]
+        self.moments = [torch.zeros(self.shape, dtype=dtype, device=device) for _ in range(2 * (self.branches > 1))]
         # One row per look, one for the start and, with branches, one per level for the start from a sample.
         rows = self.looks_per_chain + 1 + steps * (self.branches > 1)
         self._looks = torch.zeros(rows, batch, 8, dtype=dtype, device=device)
@@ -243,12 +221,19 @@ class Plan:
             self.op, self.guidance, self.guidance_scale, self.shape, self.measurement_shape, self.looks_per_chain,
             copies, self.backend, device, dtype,
         )  # fmt: skip
-        self._offset = None
-        self._converts = (self._low, self._half) != (-1.0, 1.0)
-        if self._converts and self.op.linear:
-            middle = torch.full(self.shape, self._low + self._half, dtype=dtype, device=device)
-            self._offset = self.op.A(middle)
+        self.converts = (self.low, self.half) != (-1.0, 1.0)
+        self.offset: Tensor | None = None
+        if self.converts and self.op.linear:
+            self.offset = torch.zeros(self.measurement_shape, dtype=dtype, device=device)
+        self._set_offset()
+        self.noise_std = torch.zeros(batch, dtype=torch.float64, device=device)
         self._bind()
+
+    def _set_offset(self) -> None:
+        """What a linear operator makes of the middle of the caller's range."""
+        if self.offset is not None:
+            middle = torch.full(self.shape, self.low + self.half, dtype=self.dtype, device=self.device)
+            self.offset.copy_(self.op.A(middle))
 
     def _bind(self) -> None:
         """One step object for the first look of a level and one for the others, for either order of the two means."""
@@ -258,15 +243,15 @@ class Plan:
         options: dict[str, Any] = {
             "input": self.inputs[:batch],
             "looks": self._looks,
-            "seeds": self._seeds,
-            "ok": self._ok,
+            "seeds": self.seeds,
+            "ok": self.ok,
             "curvature": self.curvature,
             "drawn": self.noise == "drawn",
         }
         if self.noise == "antithetic":
             options["input_mirror"] = self.inputs[batch:]
         options |= self.conditioning.step_options
-        a, b = self._means
+        a, b = self.means
         # A level's first look starts from the level above; tuned looks remember the mean before the last look instead.
         remembers = self.looks is not None
         steps: dict[str, Callable[..., loop.Step]] = {
@@ -282,14 +267,17 @@ class Plan:
             ]
             for m, mu in ((a, b), (b, a))
         ]
-        self.result = self._means[self.levels % 2]
 
-    def _set_noise_std(self, noise_std: float | Tensor) -> None:
-        """Fill the table of coefficients for a noise level in the caller's range."""
-        batch, looks = self.shape[0], self.looks_per_chain
-        given = check_noise_std(noise_std, batch, self.device) / (self._half if self.op.linear else 1.0)
+    def _check_noise_std(self, noise_std: float | Tensor) -> Tensor:
+        """(B,) float64 on images of [-1, 1], from one in the caller's range."""
+        given = check_noise_std(noise_std, self.shape[0], self.device) / (self.half if self.op.linear else 1.0)
         self.conditioning.check_noise(given)
-        self.noise_std = given
+        return given
+
+    def _set_noise_std(self, given: Tensor) -> None:
+        """Fill the table of coefficients for a noise level (B,)."""
+        looks = self.looks_per_chain
+        self.noise_std.copy_(given)
         variance = self.looks.variance if self.looks else denoised_variance(self.look_levels, self.prior.data_variance)
         ratio = self.conditioning.set_noise(given, self.look_levels, variance)
         if self.looks is not None:
@@ -305,8 +293,9 @@ class Plan:
     # Execution.
 
     def execute(
-        self, y: Tensor, seeds: Tensor | None = None, out: Tensor | None = None, noise_std: float | Tensor | None = None
-    ) -> Estimate:
+        self, y: Tensor, seeds: Tensor | None = None, out: Tensor | None = None,
+        noise_std: float | Tensor | None = None, *, op: Operator | None = None, progress: Progress | None = None,
+    ) -> Estimate:  # fmt: skip
         """Run the chain.
 
         Args:
@@ -314,12 +303,19 @@ class Plan:
             seeds: (B,) int64, one per item, default 0 … B - 1; the same seeds give the same estimate.
             out: (B, ...) tensor that receives the mean; default a new one.
             noise_std: a number or (B,), replaces the plan's noise level from here on.
+            op: another operator of the plan's kind, settings and shapes, whose data (mask, kernel, maps, matrix) are
+                copied and replace the plan's from here on. Data for all items may replace data per item, not the other
+                way round: for a mask per execution and item, make the plan with a mask per item.
+            progress: called as progress(done, total) after each look, in evaluations of the network per item. If it
+                returns False (None is not False) the chain stops: ``mean`` is the mean that there is, of the finished
+                branches where there are any, and ``stats["finished"]`` is False. On a device, looks are queued then,
+                not done.
 
         Returns:
             the :class:`Estimate`; an empty one for an empty batch.
 
         Raises:
-            TypeError, ValueError: where an argument does not fit the plan, naming both shapes.
+            TypeError, ValueError: where an argument does not fit the plan, naming both; before any work is done.
             RuntimeError: if the plan is executing in another thread.
         """
         check_tensor("y", y, device=self.device)
@@ -330,139 +326,38 @@ class Plan:
         if out is not None:
             check_tensor("out", out, device=self.device)
             check_shape("out", out, self.shape, _AXES if len(self.shape) == 4 else None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"`progress` must be a function of (done, total), got {type(progress).__name__}")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this plan is executing in another thread; make one plan per thread")
         try:
             with torch.no_grad():
-                return self._execute(y, seeds, out, noise_std)
+                self._take(op, noise_std)
+                mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
+                if self.shape[0] == 0:
+                    return execution.empty(self, mean)
+                return execution.run(self, y, seeds, mean, progress)
         finally:
             self._lock.release()
 
-    def _execute(self, y: Tensor, seeds: Tensor, out: Tensor | None, noise_std: float | Tensor | None) -> Estimate:
-        batch = self.shape[0]
-        if noise_std is not None:
-            self._set_noise_std(noise_std)
-        mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
-        if batch == 0:
-            return Estimate(mean, None, torch.ones(0, dtype=torch.bool, device=self.device), self._stats())
-        self._ok.fill_(1)
-        stats = self._stats()
-        measured = y.to(self.dtype)
-        if self._offset is not None:
-            measured = (measured - self._offset) / self._half
-        result, variance = self._run_branches(measured, seeds, stats)
-        if self._converts:
-            result = result * self._half + (self._low + self._half)
-            variance = None if variance is None else variance * self._half**2
-        return Estimate(mean.copy_(result), variance, self._ok.bool(), stats)
-
-    def _run_branches(self, measured: Tensor, seeds: Tensor, stats: Stats) -> tuple[Tensor, Tensor | None]:
-        """Mean of the branches and their unbiased variance (Welford's update)."""
-        if self.branches == 1:
-            self._seeds.copy_(seeds)
-            result = self._run(measured, stats)
-            return result, self._spread(result, measured, stats) if self.spread_looks else None
-        mean, squares = (t.zero_() for t in self._moments)
-        for branch in range(self.branches):
-            self._seeds.copy_(reference.branch_seeds(seeds, branch))
-            result = self._run(measured, stats).to(self.dtype)
-            difference = result - mean
-            mean.add_(difference, alpha=1 / (branch + 1))
-            squares.add_(difference * (result - mean))
-        return mean, squares / (self.branches - 1)
-
-    def _spread(self, mean: Tensor, measured: Tensor, stats: Stats) -> Tensor:
-        started = time.perf_counter()
-        levels = torch.full((self.shape[0],), self.spread_level, dtype=mean.dtype, device=self.device)
-        prior: Prior = self.prior
-        form: Form | None = None
-        if self.guidance == "exact":
-            assert isinstance(self.prior, GaussianMixture)  # check_guidance saw to it
-            prior = self.prior.condition(measured, self.op, self.noise_std)
-        else:
-            form = self.op.form(self.shape, self.device, mean.dtype)
-
-        def conditioned(d: Tensor, r2: Tensor) -> Tensor:
-            if form is None:
-                return d
-            assert isinstance(self.op, LinearOperator)  # check_guidance saw to it
-            return condition(form, self.op, d, measured.to(d.dtype), r2, self.noise_std)
-
-        variance = posterior_variance(
-            lambda x: prior.denoise(x, levels), conditioned, mean, self._seeds, self.spread_level, self.spread_looks
-        )
-        self._ok.logical_and_(torch.isfinite(variance).flatten(1).all(1))
-        stats["spread_seconds"] = time.perf_counter() - started
-        return variance
-
-    def _first_mean(self, measured: Tensor) -> Tensor:
-        if self.start == "zero":
-            return torch.zeros((), dtype=measured.dtype, device=self.device)
-        assert isinstance(self.op, LinearOperator)  # __init__ saw to it
-        return smooth_start(measured, self.op, self.shape)
-
-    def _run(self, measured: Tensor, stats: Stats) -> Tensor:
-        if self.backend == "reference":
-            return self._run_reference(measured, stats)
-        conditioned: Prior | None = None
-        if self.guidance == "exact":
-            looks = torch.cat([measured] * self._copies)
-            assert isinstance(self.prior, GaussianMixture)  # check_guidance saw to it
-            conditioned = self.prior.condition(looks, self.op, self.noise_std.repeat(self._copies))
-        else:
-            self.conditioning.load(measured)
-        started = time.perf_counter()
-        self._means[0].copy_(self._first_mean(measured))
-        self._means[1].copy_(self._means[0])
-        spent = time.perf_counter() - started
-        stats["start_seconds"] += spent
-        stats["seconds"] += spent
-        if self.curvature is not None:
-            self.curvature.zero_()
-        with torch.inference_mode(not self.conditioning.differentiates):
-            loop.run(self, conditioned or self.prior, stats)
-        if self.conditioning.solves:
-            residual = float(self.conditioning.solve_residual.max())
-            stats["solve_residual"] = max(stats.get("solve_residual", 0.0), residual)
-        return self.result
+    def _take(self, op: Operator | None, noise_std: float | Tensor | None) -> None:
+        """Check the operator and the noise level that replace the plan's, then take them over."""
+        given = None if noise_std is None else self._check_noise_std(noise_std)
+        if op is not None:
+            if not isinstance(op, Operator):
+                raise TypeError(f"`op` must be an rmp_fast operator, got {type(op).__name__}; see rmp_fast.operators")
+            take_over(self.op, op, self.shape)()
+            self.conditioning.refresh()
+            self._set_offset()
+        if given is not None:
+            self._set_noise_std(given)
 
     def sample(self, level: int) -> None:
         """Make the perturbed input of the level's last look the mean that the next level starts from."""
         row = self.looks_per_chain + 1 + level
         after = (level + 1) % 2
-        self._means[after].copy_(self.inputs[: self.shape[0]])
+        self.means[after].copy_(self.inputs[: self.shape[0]])
         self.steps[after][0].perturb(row, row)
-
-    def _run_reference(self, measured: Tensor, stats: Stats) -> Tensor:
-        names = ("guidance", "guidance_scale", "noise", "inner_steps", "step_size", "relaxation", "anchor")
-        options: dict[str, Any] = {name: getattr(self, name) for name in (*names, "covariance", "precision_rate")}
-        options["switch_level"] = self.switch_level if self.branches > 1 else math.inf
-        started = time.perf_counter()
-        measured, noise_std = measured.double(), self.noise_std
-        start = self._first_mean(measured).double().expand(self.shape)
-        if self.looks is not None:
-            columns = [getattr(self.looks, field.name) for field in dataclasses.fields(self.looks)]
-            columns[1] = columns[1] * (self.noise != "none")
-            rows = [tuple(row) for row in torch.stack(columns, 1).tolist()]
-            mean = reference.chain_of_looks(
-                measured, self.op, self.prior, noise_std, rows, self._seeds, start, self.noise == "antithetic"
-            )
-        else:
-            mean = reference.reverse_mean_propagation(
-                measured, self.op, self.prior, noise_std, self.schedule.levels, self._seeds, self.shape, start=start,
-                **options,
-            )  # fmt: skip
-        stats["seconds"] += time.perf_counter() - started
-        self._ok.logical_and_(torch.isfinite(mean).flatten(1).all(1))
-        return mean
-
-    def _stats(self) -> Stats:
-        backward = self.evaluations if self.guidance in GRADIENTS else 0
-        stats: Stats = {"evaluations": self.evaluations, "backward_evaluations": backward}
-        stats["buffer_bytes"] = self.buffer_bytes
-        return stats | dict.fromkeys(
-            ("seconds", "start_seconds", "network_seconds", "operator_seconds", "step_seconds"), 0.0
-        )
 
 
 def reconstruct(
@@ -488,6 +383,14 @@ def _check_image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if shape[0] < 0 or min(shape[1:]) < 1:
         raise ValueError(f"`shape` must have a batch >= 0 and positive sizes, got {shape_text(shape)}")
     return shape
+
+
+def _check_device(device: torch.device | str | None) -> torch.device:
+    """The device, with its number: "cuda" is the current one, as it is for tensors."""
+    given = torch.device("cpu" if device is None else device)
+    if given.type == "cuda" and given.index is None:
+        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    return given
 
 
 def _check_data_range(data_range: tuple[float, float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ arXiv 2410.05646). Never imports the compiled extension and is never optimised.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -197,6 +197,7 @@ def reverse_mean_propagation(
     precision_rate: float = 0.3,
     switch_level: float = math.inf,
     start: Tensor | None = None,
+    watch: Callable[[], bool] | None = None,
 ) -> Tensor:
     """The estimate of E[x0 | y]: the mean at level 0 of the chain.
 
@@ -208,6 +209,7 @@ def reverse_mean_propagation(
         image_shape: (B, ...) of the result.
         switch_level: above this level the chain goes on from a sample of N(mean, v) instead of the mean.
         start: (B, ...) the first mean, default 0.
+        watch: called after every look; False ends the chain at the mean that there is.
 
     Returns:
         float64 tensor of shape ``image_shape``.
@@ -234,7 +236,7 @@ def reverse_mean_propagation(
     draw, evaluation = 0, 0
     for k in reversed(range(len(s) - 1)):
         b2 = s[k + 1] ** 2 - s[k] ** 2
-        mu = m
+        mu: Tensor = m
         for i, s1 in enumerate(step_sizes(step_size, relaxation, inner_steps)):
             level = s[k + 1] if anchor == "next" and i == 0 else s[k]
             v = variance_of_step(j, b2, s[k], covariance)
@@ -256,6 +258,8 @@ def reverse_mean_propagation(
                 j = (1 - precision_rate) * j + precision_rate * estimate / v.sqrt()
             evaluation += 1
             draw = evaluation
+            if watch is not None and not watch():
+                return mu
         m = mu
         if s[k] > switch_level:
             e = normals(seeds, draw, 0, elements).reshape(image_shape)
@@ -282,6 +286,7 @@ def chain_of_looks(
     seeds: Tensor,
     start: Tensor,
     antithetic: bool = False,
+    watch: Callable[[], bool] | None = None,
 ) -> Tensor:
     """The chain of :class:`rmp_fast.schedules.Looks`, by its equation.
 
@@ -290,6 +295,7 @@ def chain_of_looks(
         looks: rows of level, noise, weight, momentum and variance.
         start: (B, ...) the first mean.
         antithetic: d_y is averaged over the noise and its mirror image.
+        watch: as there.
     """
     y, noise_std, mu = y.double(), noise_std.double(), start.double()
     before = mu
@@ -298,6 +304,8 @@ def chain_of_looks(
         signs = (1, -1) if antithetic else (1,)
         views = [conditional_mean(mu + sign * e, level, y, op, prior, noise_std, r2=variance) for sign in signs]
         mu, before = mu + weight * (sum(views) / len(views) - mu) + momentum * (mu - before), mu
+        if watch is not None and not watch():
+            break
     return mu
 
 

@@ -17,6 +17,8 @@ __all__ = ["Calibration", "calibration", "posterior_variance"]
 #: Pixels over which the estimates of single elements, each noisy, are averaged.
 SMOOTHING_STD = 1.5
 
+_SMOOTHING = GaussianBlur(SMOOTHING_STD)
+
 _STREAM = 1  # the chain's own normals are those of stream 0
 
 
@@ -27,6 +29,7 @@ def posterior_variance(
     seeds: Tensor,
     level: float,
     looks: int,
+    watch: Callable[[], bool] | None = None,
 ) -> Tensor:
     r"""Diagonal of Cov[x0 | y], near the mean of a posterior narrower than the noise level s.
 
@@ -44,6 +47,7 @@ def posterior_variance(
         seeds: (B,) int64; the noise differs from the chain's.
         level: s, a noise level of about the spread of the images.
         looks: antithetic pairs, two evaluations each.
+        watch: called after every pair; False ends the estimate with the pairs that there are.
 
     Returns:
         (B, ...) variances >= 0 on the range of ``mean``.
@@ -58,9 +62,12 @@ def posterior_variance(
             trace = (e * (up - down)).flatten(1).mean(1) / (2 * level)
             r2 = level**2 * trace.clamp(1e-4, 1)
         total += e * (condition(up, r2) - condition(down, r2))
+        if watch is not None and not watch():
+            looks = look + 1
+            break
     variance = total * (level / (2 * looks))
     if mean.ndim == 4:
-        variance = GaussianBlur(SMOOTHING_STD).A(variance)
+        variance = _SMOOTHING.A(variance)
     # An estimate near or below zero is noise: nothing is known to less than a hundredth of the mean variance.
     floor = (variance.flatten(1).mean(1).clamp_min(0) * 1e-2).reshape(column)
     return torch.maximum(variance, floor)

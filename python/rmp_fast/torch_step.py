@@ -53,7 +53,7 @@ class TorchStep:
         if self.correction == "mask":
             moved = denoised + (self.y - denoised) / (1 + ratio)
             return moved if self.mask is None else torch.where(self.mask.bool(), moved, denoised)
-        counts = ops.block_counts(denoised.shape[-2:], self.factor).to(denoised)
+        counts = ops.block_counts(denoised.shape[-2:], self.factor, denoised.device).to(denoised)
         blocks = (self.y - ops.block_average(denoised, self.factor, backend="torch")) / (1 + counts * ratio)
         return denoised + ops.block_repeat(blocks, self.factor, denoised.shape[-2:])
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._checks import check_tensor, shape_text
 from .conjugate_gradients import Solution, conjugate_gradients
+from .data import Memo
 from .forms import Form, Iterative
 from .items import per_item
 
 __all__ = ["LinearOperator", "Memo", "Operator", "Shape", "check_float", "check_image_shape", "owned"]
 
 Shape = tuple[int, ...]
-T = TypeVar("T")
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -189,29 +189,6 @@ class LinearOperator(Operator):
                 f"got {shape_text(value.shape)}"
             )
         return shape
-
-
-class Memo(Generic[T]):
-    """The last few values of a function of sizes, device and dtype: spectra and factors of an operator.
-
-    Values are built outside inference mode, because a tensor born inside it could never serve autograd later.
-    """
-
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity = capacity
-        self._values: dict[Hashable, T] = {}
-
-    def get(self, key: Hashable, build: Callable[[], T]) -> T:
-        """The value kept under ``key``, or else what ``build`` makes."""
-        value = self._values.get(key)
-        if value is None:
-            with torch.inference_mode(False), torch.no_grad():
-                value = build()
-            # Another thread may evict meanwhile, hence the copies and the defaults.
-            for old in list(self._values)[: max(0, len(self._values) + 1 - self._capacity)]:
-                self._values.pop(old, None)
-            self._values[key] = value
-        return value
 
 
 def owned(tensor: Tensor) -> Tensor:

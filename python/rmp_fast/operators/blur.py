@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_choice, check_finite, check_positive, shape_text
-from .base import LinearOperator, Memo, Shape, check_image_shape, owned
+from .base import LinearOperator, Shape, check_image_shape, owned
+from .data import derived
 from .forms import Form, Spectral
 from .fourier import irfft2, rfft2
 from .items import pseudo_reciprocal
@@ -35,7 +36,6 @@ class GaussianBlur(Separable):
     name = "gaussian_blur"
 
     def __init__(self, std: float, boundary: str = "reflect") -> None:
-        super().__init__()
         self.std = check_positive("std", std)
         self.boundary = check_choice("boundary", boundary, ops.BOUNDARIES)
         self.taps = gaussian_taps(self.std)
@@ -48,10 +48,16 @@ class GaussianBlur(Separable):
         return check_image_shape("measurement_shape", measurement_shape)
 
     def _apply(self, x: Tensor) -> Tensor:
-        return ops.separable_blur(x, self.taps, self.taps, self.boundary)
+        taps = self._taps_on(x.device, x.dtype)
+        return ops.separable_blur(x, taps, taps, self.boundary)
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
-        return ops.separable_blur(y, self.taps, self.taps, self.boundary, adjoint=True)
+        taps = self._taps_on(y.device, y.dtype)
+        return ops.separable_blur(y, taps, taps, self.boundary, adjoint=True)
+
+    @derived
+    def _taps_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.taps.to(device, dtype)
 
     def _axis_length(self, n: int) -> int:
         return n
@@ -114,8 +120,6 @@ class Blur(LinearOperator):
         if iterations < 1:
             raise ValueError(f"`iterations` must be >= 1, got {iterations}")
         self.iterations = iterations
-        self._memo: Memo[_Circulant] = Memo()
-        self._padded_memo: Memo[Tensor] = Memo()
 
     def __repr__(self) -> str:
         return f"Blur(kernel={shape_text(self.kernel.shape)}, boundary={self.boundary!r})"
@@ -159,7 +163,7 @@ class Blur(LinearOperator):
             return _filter(x, self._circulant_for(x).spectrum)
         (top, bottom), (left, right) = margins(self.kernel.shape)
         padded = ops.pad(ops.pad(x, 2, top, bottom, self.boundary), 3, left, right, self.boundary)
-        blurred = _filter(padded, self._padded_spectrum(padded))
+        blurred = _filter(padded, self._padded_for(padded))
         return blurred[..., top + bottom :, left + right :].contiguous()
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
@@ -167,7 +171,7 @@ class Blur(LinearOperator):
             return _filter(y, self._circulant_for(y).spectrum.conj())
         (top, bottom), (left, right) = margins(self.kernel.shape)
         embedded = torch.nn.functional.pad(y, (left + right, 0, top + bottom, 0))
-        spread = _filter(embedded, self._padded_spectrum(embedded).conj())
+        spread = _filter(embedded, self._padded_for(embedded).conj())
         return ops.fold(ops.fold(spread, 3, left, right, self.boundary), 2, top, bottom, self.boundary)
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
@@ -188,29 +192,26 @@ class Blur(LinearOperator):
     def _circulant_for(self, like: Tensor) -> _Circulant:
         return self._circulant(like.shape[-2], like.shape[-1], like.device, like.dtype)
 
+    @derived
     def _circulant(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> _Circulant:
-        def build() -> _Circulant:
-            wrapped = self.kernel
-            for dim, n in ((0, height), (1, width)):
-                centre = wrapped.shape[dim] // 2
-                index = ops.boundary_index(-centre, wrapped.shape[dim] - centre, n, "circular")
-                shape = (n, wrapped.shape[1]) if dim == 0 else (wrapped.shape[0], n)
-                wrapped = wrapped.new_zeros(shape).index_add(dim, index, wrapped)
-            spectrum = torch.fft.rfft2(wrapped)
-            seen = spectrum * (significant(spectrum.abs(), dtype) > 0)
-            values = (spectrum.to(dtype.to_complex()), seen.to(dtype.to_complex()), seen.abs().square().to(dtype))
-            return _Circulant(*(value.to(device) for value in values))
+        wrapped = self.kernel
+        for dim, n in ((0, height), (1, width)):
+            centre = wrapped.shape[dim] // 2
+            index = ops.boundary_index(-centre, wrapped.shape[dim] - centre, n, "circular")
+            shape = (n, wrapped.shape[1]) if dim == 0 else (wrapped.shape[0], n)
+            wrapped = wrapped.new_zeros(shape).index_add(dim, index, wrapped)
+        spectrum = torch.fft.rfft2(wrapped)
+        seen = spectrum * (significant(spectrum.abs(), dtype) > 0)
+        values = (spectrum.to(dtype.to_complex()), seen.to(dtype.to_complex()), seen.abs().square().to(dtype))
+        return _Circulant(*(value.to(device) for value in values))
 
-        return self._memo.get((height, width, device, dtype), build)
+    def _padded_for(self, padded: Tensor) -> Tensor:
+        return self._padded_spectrum(tuple(padded.shape[-2:]), padded.device, padded.dtype)
 
-    def _padded_spectrum(self, padded: Tensor) -> Tensor:
-        size = padded.shape[-2:]
-
-        def build() -> Tensor:
-            spectrum: Tensor = torch.fft.rfft2(self.kernel, s=size)
-            return spectrum.to(device=padded.device, dtype=padded.dtype.to_complex())
-
-        return self._padded_memo.get((size, padded.device, padded.dtype), build)
+    @derived
+    def _padded_spectrum(self, size: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
+        spectrum: Tensor = torch.fft.rfft2(self.kernel, s=size)
+        return spectrum.to(device=device, dtype=dtype.to_complex())
 
 
 def margins(kernel_size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:

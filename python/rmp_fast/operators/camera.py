@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_choice, check_positive, check_tensor, shape_text
-from .base import Memo, Operator, Shape, check_image_shape, owned
+from .base import Operator, Shape, check_image_shape, owned
 from .blur import margins
+from .data import derived
 from .fourier import irfft2, rfft2
 
 __all__ = ["NonlinearBlur", "camera_shake"]
@@ -76,8 +77,6 @@ class NonlinearBlur(Operator):
         self.gamma = check_positive("gamma", gamma)
         self.softness = check_positive("softness", softness)
         self.boundary = check_choice("boundary", boundary, ops.BOUNDARIES)
-        self._spectra: Memo[Tensor] = Memo()
-        self._weights: Memo[Tensor] = Memo()
 
     def __repr__(self) -> str:
         return (
@@ -125,29 +124,23 @@ class NonlinearBlur(Operator):
         size = padded.shape[-2:]
         spectrum = rfft2(padded)
         blurred = torch.zeros_like(light)
-        for weights, response in zip(self._weights_for(light), self._spectra_for(padded), strict=True):
+        fades = self._weights(tuple(light.shape[-2:]), light.device, light.dtype)
+        responses = self._spectra(tuple(size), light.device, light.dtype)
+        for weights, response in zip(fades, responses, strict=True):
             blurred = blurred + weights * irfft2(spectrum * response, size)[..., top + bottom :, left + right :]
         return blurred
 
-    def _weights_for(self, light: Tensor) -> Tensor:
+    @derived
+    def _weights(self, size: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(K, H, W), bilinear between the places of the grid."""
-        size = light.shape[-2:]
+        rows, columns = (_hats(count, n) for count, n in zip(self.kernels.shape[:2], size, strict=True))
+        return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1).to(device, dtype)
 
-        def build() -> Tensor:
-            rows, columns = (_hats(count, n) for count, n in zip(self.kernels.shape[:2], size, strict=True))
-            return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1).to(light)
-
-        return self._weights.get((size, light.device, light.dtype), build)
-
-    def _spectra_for(self, padded: Tensor) -> Tensor:
+    @derived
+    def _spectra(self, size: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(K, H', W' // 2 + 1), of the continued size."""
-        size = padded.shape[-2:]
-
-        def build() -> Tensor:
-            spectra: Tensor = torch.fft.rfft2(self.kernels.flatten(0, 1), s=size)
-            return spectra.to(device=padded.device, dtype=padded.dtype.to_complex())
-
-        return self._spectra.get((size, padded.device, padded.dtype), build)
+        spectra: Tensor = torch.fft.rfft2(self.kernels.flatten(0, 1), s=size)
+        return spectra.to(device=device, dtype=dtype.to_complex())
 
 
 def _hats(count: int, n: int) -> Tensor:

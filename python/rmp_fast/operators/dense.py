@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_finite, check_tensor, shape_text
-from .base import LinearOperator, Memo, Shape, owned
+from .base import LinearOperator, Shape, owned
+from .data import derived
 from .forms import Spectral
 from .items import pseudo_reciprocal
 from .separable import significant
@@ -54,8 +55,6 @@ class CompressedSensing(LinearOperator):
                 f"`image_shape` must have N = {matrix.shape[1]} elements, one per column of the matrix "
                 f"{shape_text(matrix.shape)}, got {shape_text(self.item_shape)}"
             )
-        self._matrix_memo: Memo[Tensor] = Memo()
-        self._factor_memo: Memo[_Factors] = Memo()
 
     def __repr__(self) -> str:
         return f"CompressedSensing(matrix={shape_text(self.matrix.shape)}, image_shape={shape_text(self.item_shape)})"
@@ -91,10 +90,10 @@ class CompressedSensing(LinearOperator):
         )
 
     def _apply(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self._matrix(x).mT
+        return x.flatten(1) @ self._matrix(x.device, x.dtype).mT
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
-        return (y @ self._matrix(y)).reshape(image_shape)
+        return (y @ self._matrix(y.device, y.dtype)).reshape(image_shape)
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
         u, s, _ = self._factors(r.device, r.dtype)
@@ -105,13 +104,12 @@ class CompressedSensing(LinearOperator):
         # What no image can produce is noise alone.
         return inside + (r - c @ u.mT) * pseudo_reciprocal(variance)
 
-    def _matrix(self, like: Tensor) -> Tensor:
-        return self._matrix_memo.get((like.device, like.dtype), lambda: self.matrix.to(like))
+    @derived
+    def _matrix(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.matrix.to(device, dtype)
 
+    @derived
     def _factors(self, device: torch.device, dtype: torch.dtype) -> _Factors:
-        def build() -> _Factors:
-            u, s, vh = torch.linalg.svd(self.matrix.to(torch.float64), full_matrices=False)
-            parts = (u, significant(s, dtype, max(self.matrix.shape)), vh.mT)
-            return _Factors(*(part.to(device=device, dtype=dtype).contiguous() for part in parts))
-
-        return self._factor_memo.get((device, dtype), build)
+        u, s, vh = torch.linalg.svd(self.matrix.to(torch.float64), full_matrices=False)
+        parts = (u, significant(s, dtype, max(self.matrix.shape)), vh.mT)
+        return _Factors(*(part.to(device=device, dtype=dtype).contiguous() for part in parts))

@@ -24,7 +24,8 @@ def per_item(name: str, value: float | Tensor, like: Tensor) -> Tensor:
         tensor = value.to(device=like.device, dtype=torch.float64)
     else:
         number = check_positive(name, value, allow_zero=True)
-        tensor = torch.tensor(number, dtype=torch.float64, device=like.device)
+        # Filled there: a number that is copied from the host would make it wait.
+        tensor = torch.full((), number, dtype=torch.float64, device=like.device)
     return tensor.reshape(-1, *[1] * (like.ndim - 1))
 
 

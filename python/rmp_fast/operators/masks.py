@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import shape_text
-from .base import LinearOperator, Memo, Shape, owned
+from .base import LinearOperator, Shape, owned
+from .data import derived
 from .forms import Pointwise
 from .items import pseudo_reciprocal
 
@@ -76,7 +77,6 @@ class Inpainting(LinearOperator):
                 "`mask` must have shape (H, W), (C, H, W), (B, C, H, W) or, for signals, (N,) or (B, N), "
                 f"got {shape_text(mask.shape)}"
             )
-        self._expanded: Memo[Tensor] = Memo()
 
     def __repr__(self) -> str:
         return f"Inpainting(mask={shape_text(self.mask.shape)})"
@@ -107,27 +107,23 @@ class Inpainting(LinearOperator):
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
         """Pointwise."""
         self.measurement_shape(image_shape)
-        return Pointwise(self._mask_for(tuple(image_shape), device))
+        return Pointwise(self._mask_for(tuple(image_shape[1:]), device))
 
     def _apply(self, x: Tensor) -> Tensor:
-        return ops.mask(x, self._mask_for(tuple(x.shape), x.device))
+        return ops.mask(x, self._mask_for(tuple(x.shape[1:]), x.device))
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
-        return ops.mask(y, self._mask_for(image_shape, y.device))
+        return ops.mask(y, self._mask_for(image_shape[1:], y.device))
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
-        return r * pseudo_reciprocal(r2 * self._mask_for(image_shape, r.device) + variance)
+        return r * pseudo_reciprocal(r2 * self._mask_for(image_shape[1:], r.device) + variance)
 
-    def _mask_for(self, image_shape: Shape, device: torch.device) -> Tensor:
+    @derived
+    def _mask_for(self, item: Shape, device: torch.device) -> Tensor:
         """uint8 (1 or B, *item), contiguous."""
-        item = image_shape[1:]
-
-        def build() -> Tensor:
-            missing = len(image_shape) - self.mask.ndim
-            mask = self.mask.reshape(*[1] * missing, *self.mask.shape)
-            return mask.expand(mask.shape[0], *item).to(device=device, dtype=torch.uint8).contiguous()
-
-        return self._expanded.get((item, device), build)
+        missing = 1 + len(item) - self.mask.ndim
+        mask = self.mask.reshape(*[1] * missing, *self.mask.shape)
+        return mask.expand(mask.shape[0], *item).to(device=device, dtype=torch.uint8).contiguous()
 
 
 def as_mask(mask: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_choice, check_finite, check_positive, shape_text
-from .base import LinearOperator, Memo, Shape, check_image_shape, owned
+from .base import LinearOperator, Shape, check_image_shape, owned
+from .data import derived
 from .forms import Form, Spectral
 from .fourier import centred_fft2, centred_ifft2, fft2, ifft2, irfft2, mirrored, rfft2
 from .items import pseudo_reciprocal
@@ -65,9 +66,6 @@ class MRI(LinearOperator):
             raise ValueError(f"`iterations` must be >= 1, got {iterations}")
         self.iterations = 30 if iterations is None else iterations
         self._across = sampled_lines(self.mask) if self.maps is not None and iterations is None else None
-        self._factors: Memo[LineFactors] = Memo(1)
-        self._masks: Memo[Tensor] = Memo()
-        self._maps: Memo[Tensor] = Memo()
 
     def __repr__(self) -> str:
         maps = "" if self.maps is None else f", maps={shape_text(self.maps.shape)}"
@@ -128,13 +126,7 @@ class MRI(LinearOperator):
                 complete=True,
             )
         size, real = shape[2:], shape[1] == 1
-        sampled = self.mask.reshape(-1, *size).to(dtype)
-        if real:
-            # A sample of a real image also tells the opposite frequency.
-            sampled = (sampled + mirrored(sampled)) / 2
-        energy: Tensor = torch.fft.ifftshift(sampled, (1, 2))
-        energy = energy[..., : size[1] // 2 + 1 if real else size[1]].to(device).contiguous()
-        seen = energy > 0
+        energy = self._energy(real, device, dtype)
 
         def analysis(x: Tensor) -> Tensor:
             return (rfft2(x[:, 0], "ortho") if real else fft2(_as_complex(x))).contiguous()
@@ -143,20 +135,31 @@ class MRI(LinearOperator):
             return irfft2(c, size, "ortho")[:, None].contiguous() if real else _as_channels(ifft2(c))
 
         def project(y: Tensor) -> Tensor:
-            return analysis(self._transpose(y, (y.shape[0], *shape[1:]))) * seen
+            return analysis(self._transpose(y, (y.shape[0], *shape[1:]))) * (energy > 0)
 
         return Spectral(analysis, synthesis, project, energy, complete=True)
+
+    @derived
+    def _energy(self, real: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """S^2 of one coil, (1 or B, H, W) or half of it for real images, zero frequency first."""
+        sampled = self.mask.reshape(-1, *self.mask.shape[-2:]).to(dtype)
+        if real:
+            # A sample of a real image also tells the opposite frequency.
+            sampled = (sampled + mirrored(sampled)) / 2
+        energy: Tensor = torch.fft.ifftshift(sampled, (1, 2))
+        width = energy.shape[-1]
+        return energy[..., : width // 2 + 1 if real else width].to(device).contiguous()
 
     def _apply(self, x: Tensor) -> Tensor:
         image = _as_complex(x)
         if self.maps is not None:
-            image = self._maps_for(image) * image[:, None]
+            image = self._maps_on(image.device, image.dtype) * image[:, None]
         return self._sampled(_as_channels(centred_fft2(image)))
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
         image = centred_ifft2(_as_complex(self._sampled(y)))
         if self.maps is not None:
-            image = (self._maps_for(image).conj() * image).sum(1)
+            image = (self._maps_on(image.device, image.dtype).conj() * image).sum(1)
         return _as_channels(image) if image_shape[1] == 2 else image.real[:, None].contiguous()
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
@@ -170,7 +173,7 @@ class MRI(LinearOperator):
             weight = torch.where(noise > 0, -gain * pseudo_reciprocal(noise), pseudo_reciprocal(energy)) * inverse
             c = self._line_coefficients(r, image_shape, factors)
             return r * pseudo_reciprocal(variance) + self._apply(self._as_image(factors.synthesis(weight * c)))
-        mask = self._mask_for(r).bool()
+        mask = self._mask_for(tuple(r.shape[1:]), r.device).bool()
         if image_shape[1] == 2:
             return r * pseudo_reciprocal(r2 * mask + variance)
         # The Gram matrix halves a frequency whose opposite was not sampled, and of a sampled pair keeps what is
@@ -182,21 +185,27 @@ class MRI(LinearOperator):
 
     def _line_factors(self, image_shape: Shape, device: torch.device, dtype: torch.dtype) -> LineFactors | None:
         """The decomposition for these images, or None where conjugate gradients must do."""
-        if self._across is None or self.maps is None:
+        if self._across is None:
             return None
-        mask, maps = self.mask, self.maps if self.maps.ndim == 4 else self.maps[None]
-        mask = mask.mT if self._across == -2 else mask
-        maps = maps.mT if self._across == -2 else maps
-        sampled = mask.reshape(-1, *mask.shape[-2:])[:, 0]
+        sampled, maps = self._sampled_lines()
         items, lines, length = max(sampled.shape[0], maps.shape[0]), maps.shape[2], maps.shape[3]
         if items * lines * length * length > 2**26:
             return None
+        return self._factors(image_shape[1] == 1, device, dtype)
 
-        def build() -> LineFactors:
-            factors = factorise_lines(sampled.cpu(), maps, image_shape[1] == 1, dtype)
-            return LineFactors(factors.vectors.to(device), factors.energy.to(device).contiguous())
+    def _sampled_lines(self) -> tuple[Tensor, Tensor]:
+        """Samples (B or 1, L) of the lines, and maps (B or 1, N, lines, L)."""
+        assert self.maps is not None
+        mask, maps = self.mask, self.maps if self.maps.ndim == 4 else self.maps[None]
+        mask = mask.mT if self._across == -2 else mask
+        maps = maps.mT if self._across == -2 else maps
+        return mask.reshape(-1, *mask.shape[-2:])[:, 0], maps
 
-        return self._factors.get((image_shape[1], device, dtype), build)
+    @derived
+    def _factors(self, real: bool, device: torch.device, dtype: torch.dtype) -> LineFactors:
+        sampled, maps = self._sampled_lines()
+        factors = factorise_lines(sampled.cpu(), maps, real, dtype)
+        return LineFactors(factors.vectors.to(device), factors.energy.to(device).contiguous())
 
     def _line_coefficients(self, y: Tensor, image_shape: Shape, factors: LineFactors) -> Tensor:
         """V^H A^T y."""
@@ -213,25 +222,19 @@ class MRI(LinearOperator):
         return _as_channels(image) if image.is_complex() else image[:, None].contiguous()
 
     def _sampled(self, y: Tensor) -> Tensor:
-        return ops.mask(y, self._mask_for(y))
+        return ops.mask(y, self._mask_for(tuple(y.shape[1:]), y.device))
 
-    def _mask_for(self, y: Tensor) -> Tensor:
+    @derived
+    def _mask_for(self, item: Shape, device: torch.device) -> Tensor:
         """uint8 (1 or B, 2, H, W) or (1 or B, 2, N, H, W), contiguous."""
-        item = tuple(y.shape[1:])
+        mask = self.mask.reshape(-1, *[1] * (len(item) - 2), *item[-2:])
+        return mask.expand(-1, *item).to(device=device, dtype=torch.uint8).contiguous()
 
-        def build() -> Tensor:
-            mask = self.mask.reshape(-1, *[1] * (len(item) - 2), *item[-2:])
-            return mask.expand(-1, *item).to(device=y.device, dtype=torch.uint8).contiguous()
-
-        return self._masks.get((item, y.device), build)
-
-    def _maps_for(self, image: Tensor) -> Tensor:
-        def build() -> Tensor:
-            assert self.maps is not None
-            maps = self.maps.to(device=image.device, dtype=image.dtype)
-            return maps if maps.ndim == 4 else maps[None]
-
-        return self._maps.get((image.device, image.dtype), build)
+    @derived
+    def _maps_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        assert self.maps is not None
+        maps = self.maps.to(device=device, dtype=dtype)
+        return maps if maps.ndim == 4 else maps[None]
 
 
 def _check_maps(maps: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ class SuperResolution(Separable):
     name = "super_resolution"
 
     def __init__(self, factor: int, filter: str = "average") -> None:
-        super().__init__()
         if isinstance(factor, bool) or not isinstance(factor, int):
             raise TypeError(f"`factor` must be an integer, got {type(factor).__name__}")
         if factor < 2:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import LinearOperator, Memo, Shape, check_image_shape
+from .base import LinearOperator, Shape, check_image_shape
+from .data import derived
 from .forms import Form, Spectral
 from .items import pseudo_reciprocal
 
@@ -41,10 +42,6 @@ class Separable(LinearOperator):
     so the Gram solve and the conditioned image are closed forms at the cost of four matrix products. The factors are
     made in float64, once per image size.
     """
-
-    def __init__(self) -> None:
-        self._matrix_memo: Memo[Tensor] = Memo()
-        self._factor_memo: Memo[_Factors] = Memo()
 
     @abc.abstractmethod
     def _axis_length(self, n: int) -> int:
@@ -81,11 +78,11 @@ class Separable(LinearOperator):
         return Spectral(analysis, synthesis, project, energy, complete=shape[-2:] == tuple(image_shape[-2:]))
 
     def _apply(self, x: Tensor) -> Tensor:
-        vertical, horizontal = (self._matrix(n, x) for n in x.shape[-2:])
+        vertical, horizontal = (self._matrix(n, x.device, x.dtype) for n in x.shape[-2:])
         return vertical @ x @ horizontal.mT
 
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
-        vertical, horizontal = (self._matrix(n, y) for n in image_shape[-2:])
+        vertical, horizontal = (self._matrix(n, y.device, y.dtype) for n in image_shape[-2:])
         return vertical.mT @ y @ horizontal
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
@@ -93,17 +90,16 @@ class Separable(LinearOperator):
         inverse = pseudo_reciprocal(r2 * factors.s.square() + variance)
         return factors.u_v @ (inverse * (factors.u_v.mT @ r @ factors.u_h)) @ factors.u_h.mT
 
-    def _matrix(self, n: int, like: Tensor) -> Tensor:
-        return self._matrix_memo.get((n, like.device, like.dtype), lambda: self._axis_matrix(n).to(like))
+    @derived
+    def _matrix(self, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self._axis_matrix(n).to(device, dtype)
 
+    @derived
     def _factors(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> _Factors:
-        def build() -> _Factors:
-            vertical, horizontal = self._axis_factors(height), self._axis_factors(width)
-            s = significant(torch.outer(vertical.s, horizontal.s), dtype)
-            parts = (vertical.u, horizontal.u, vertical.v, horizontal.v, s)
-            return _Factors(*(part.to(device=device, dtype=dtype).contiguous() for part in parts))
-
-        return self._factor_memo.get((height, width, device, dtype), build)
+        vertical, horizontal = self._axis_factors(height), self._axis_factors(width)
+        s = significant(torch.outer(vertical.s, horizontal.s), dtype)
+        parts = (vertical.u, horizontal.u, vertical.v, horizontal.v, s)
+        return _Factors(*(part.to(device=device, dtype=dtype).contiguous() for part in parts))
 
 
 def significant(s: Tensor, dtype: torch.dtype, size: int = 0) -> Tensor:

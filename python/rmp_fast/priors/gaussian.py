@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +16,7 @@ from .base import Prior
 if TYPE_CHECKING:
     from ..operators import Operator
 
-__all__ = ["Gaussian", "GaussianMixture"]
+__all__ = ["Conditioned", "Gaussian", "GaussianMixture"]
 
 
 class _Components:
@@ -24,6 +26,12 @@ class _Components:
         self.log_weights, self.means = log_weights, means
         values, self.vectors = torch.linalg.eigh(covariances)
         self.values = values.clamp_min(0)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Components:
+        """Those whose tensors are ``function`` of these."""
+        mapped = copy.copy(self)
+        vars(mapped).update({name: function(tensor) for name, tensor in vars(self).items()})
+        return mapped
 
     def _log_terms(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance = self.values + (s * s)[:, None, None]  # (B, K, N)
@@ -45,14 +53,22 @@ class _Components:
         return (self.log_weights.softmax(1)[..., None] * self.means).sum(1)
 
 
-class _Conditioned(Prior):
+class Conditioned(Prior):
     """The prior given measurements: D(x, s) = E[x0 | x0 + s z = x, y], one distribution per item."""
 
     def __init__(self, components: _Components, data_variance: float, name: str) -> None:
         self.components, self.data_variance, self.name = components, data_variance, name
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        """E[x0 | x0 + s z = x, y] for x (B, N) and s (B,), computed in float64."""
         return self.components.denoise(x.double(), s.double()).to(x.dtype)
+
+    def repeat(self, copies: int) -> Conditioned:
+        """For ``copies`` batches of the measurements, one behind the other."""
+        if copies == 1:
+            return self
+        components = self.components.map(lambda t: t.repeat(copies, *[1] * (t.ndim - 1)))
+        return Conditioned(components, self.data_variance, self.name)
 
     def log_density(self, x: Tensor, s: Tensor) -> Tensor:
         """log p(x | y) (B,) of x = x0 + s z, up to float64 rounding."""
@@ -93,6 +109,7 @@ class GaussianMixture(Prior):
     def _set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.weights, self.means, self.covariances = weights, means, covariances
         self.components = _Components(weights.log()[None], means[None], covariances[None])
+        self._on_devices = {means.device: self.components}
         mean = (weights[:, None] * means).sum(0)
         second = covariances.diagonal(dim1=1, dim2=2) + (means - mean).square()
         self.data_variance = float((weights[:, None] * second).sum(0).mean())
@@ -105,13 +122,19 @@ class GaussianMixture(Prior):
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         """D(x, s) for x (B, N) and s (B,), computed in float64."""
-        return self.components.denoise(x.double(), s.double()).to(x.dtype)
+        return self._on(x.device).denoise(x.double(), s.double()).to(x.dtype)
 
     def log_density(self, x: Tensor, s: Tensor) -> Tensor:
         """log p(x) (B,) of x = x0 + s z for x (B, N) and s (B,), in float64; differentiable."""
-        return self.components.log_density(x.double(), s.double())
+        return self._on(x.device).log_density(x.double(), s.double())
 
-    def condition(self, y: Tensor, op: Operator, noise_std: float | Tensor) -> _Conditioned:
+    def _on(self, device: torch.device) -> _Components:
+        if device not in self._on_devices:
+            with torch.inference_mode(False):
+                self._on_devices[device] = self.components.map(lambda t: t.to(device))
+        return self._on_devices[device]
+
+    def condition(self, y: Tensor, op: Operator, noise_std: float | Tensor) -> Conditioned:
         """The prior given y = A x0 + n, for linear A: again a mixture, with exact weights, means and covariances.
 
         Args:
@@ -125,20 +148,22 @@ class GaussianMixture(Prior):
             raise ValueError(f"`op` must be linear for an exact posterior, got {op.name!r}")
         y = y.double().flatten(1)
         batch, elements = y.shape[0], self.means.shape[1]
-        matrix = op.A(torch.eye(elements, dtype=torch.float64)).flatten(1).mT  # (M, N)
-        variance = torch.as_tensor(noise_std, dtype=torch.float64).square().expand(batch)
-        cross = self.covariances @ matrix.mT  # C A^T (K, N, M)
-        eye = torch.eye(matrix.shape[0], dtype=torch.float64)
+        device = y.device
+        weights, prior_means, prior_covariances = (t.to(device) for t in (self.weights, self.means, self.covariances))
+        matrix = op.A(torch.eye(elements, dtype=torch.float64, device=device)).flatten(1).mT  # (M, N)
+        variance = torch.as_tensor(noise_std, dtype=torch.float64, device=device).square().expand(batch)
+        cross = prior_covariances @ matrix.mT  # C A^T (K, N, M)
+        eye = torch.eye(matrix.shape[0], dtype=torch.float64, device=device)
         gram = (matrix @ cross)[None] + variance[:, None, None, None] * eye  # (B, K, M, M)
-        residual = y[:, None, :] - self.means @ matrix.mT  # (B, K, M)
+        residual = y[:, None, :] - prior_means @ matrix.mT  # (B, K, M)
         factor = torch.linalg.cholesky(gram)
         solved = torch.cholesky_solve(residual[..., None], factor)[..., 0]
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_weights = self.weights.log() - 0.5 * ((residual * solved).sum(-1) + log_det)
-        means = self.means + (cross[None] @ solved[..., None])[..., 0]
-        covariances = self.covariances - cross @ torch.cholesky_solve(cross.mT.expand(batch, -1, -1, -1), factor)
+        log_weights = weights.log() - 0.5 * ((residual * solved).sum(-1) + log_det)
+        means = prior_means + (cross[None] @ solved[..., None])[..., 0]
+        covariances = prior_covariances - cross @ torch.cholesky_solve(cross.mT.expand(batch, -1, -1, -1), factor)
         components = _Components(log_weights, means, (covariances + covariances.mT) / 2)
-        return _Conditioned(components, self.data_variance, f"{self.name} given y")
+        return Conditioned(components, self.data_variance, f"{self.name} given y")
 
     def posterior_mean(self, y: Tensor, op: Operator, noise_std: float | Tensor) -> Tensor:
         """E[x0 | y] (B, N) in closed form; arguments and errors as :meth:`condition`."""
