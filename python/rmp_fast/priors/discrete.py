@@ -33,7 +33,7 @@ class DiscreteDenoiser(nn.Module):
         prediction: one of :data:`PREDICTIONS`.
         label: class of every image, given to the network as a third argument (B,) int64; None: no third argument.
         multiple: height and width are padded to a multiple of it by reflection and the result cropped back.
-        whole: round t to whole timesteps, for networks that look them up in a table.
+        whole: round t to whole timesteps (int64), for networks that look them up in a table.
 
     Raises:
         TypeError, ValueError: ``alphas_cumprod`` that do not decrease inside (0, 1), an unknown prediction.
@@ -66,12 +66,12 @@ class DiscreteDenoiser(nn.Module):
         self.register_buffer("_log_levels", log_levels.float(), persistent=False)
 
     def timestep(self, s: Tensor) -> Tensor:
-        """t (B,) of noise levels ``s`` (B,) in float32, fractional between timesteps, within 0 … T - 1."""
+        """t (B,) of noise levels ``s`` (B,), fractional between timesteps, within 0 … T - 1."""
         table = self._log_levels
         position = s.float().log().clamp(table[0], table[-1])
         below = (torch.searchsorted(table, position, right=True) - 1).clamp(0, len(table) - 2)
         t: Tensor = below + (position - table[below]) / (table[below + 1] - table[below])
-        return t.round() if self.whole else t
+        return t.round().long() if self.whole else t
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         """Denoise ``x`` (B, C, H, W) at noise standard deviations ``s`` (B,)."""

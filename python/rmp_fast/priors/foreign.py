@@ -269,8 +269,12 @@ class _UnitRange(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        # Those that iterate go on from where their last call ended, on whatever image that was.
+        self._iterative: list[Any] = [m for m in network.modules() if isinstance(getattr(m, "restart", None), bool)]
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        for module in self._iterative:
+            module.restart = True
         out: Tensor = 2 * self.network((x + 1) / 2, s / 2) - 1
         return out
 
@@ -286,7 +290,8 @@ def from_deepinv(
 
     On [-1, 1], D(x, s) = 2 denoiser((x + 1) / 2, s / 2) - 1. Noise levels go to the denoiser as they are; many were
     trained for sigma up to 0.2 (s up to 0.4) alone and are no prior above, where a chain starts: let its schedule begin
-    there, ``schedule=schedules.log(10, 0.02, 0.4)``.
+    there, ``schedule=schedules.log(10, 0.02, 0.4)``. Denoisers that iterate, such as ``TVDenoiser``, start every call
+    afresh; they stop when a whole batch has converged, so items depend on each other by as much as convergence allows.
 
     Args:
         denoiser: the denoiser, or any other module called like that.

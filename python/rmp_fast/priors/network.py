@@ -53,6 +53,8 @@ class NetworkPrior(Prior):
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         """D(x, s) for x (B, C, H, W) and s (B,), computed in float32."""
+        if x.shape[0] == 0:  # which many networks cannot reshape
+            return x.clone(memory_format=torch.contiguous_format)
         channels = x.shape[1] if self.network_channels is None else self.network_channels
         grey = x.shape[1] != channels
         image = x.float()
