@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-__all__ = ["deepinv", "diffusers"]
+__all__ = ["deepinv", "diffusers", "installed"]
 
 # Schemas without which torchvision's Python files cannot be imported.
 _SCHEMAS = (
@@ -17,6 +17,11 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _library: torch.library.Library | None = None  # takes its schemas back when it is dropped
+
+
+def installed(name: str) -> bool:
+    """Whether there is such a package."""
+    return importlib.util.find_spec(name) is not None
 
 
 def deepinv() -> ModuleType:
@@ -30,9 +35,9 @@ def diffusers() -> ModuleType:
 
 
 def _imported(name: str) -> ModuleType:
-    if importlib.util.find_spec(name) is None:
+    if not installed(name):
         pytest.skip(f"{name} is not installed: pip install 'rmp_fast[{name}]'", allow_module_level=True)
-    if importlib.util.find_spec("torchvision") is not None:
+    if installed("torchvision"):
         _complete_torchvision()
     return importlib.import_module(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from torch import Tensor
 from .._checks import check_choice, check_count, shape_text
 from .._optional import optional
 from .base import Memo, Operator, Shape
-from .conjugate_gradients import Solution
 from .forms import Form, Spectral, condition
 from .function import Function, LinearFunction, try_out
 from .items import pseudo_reciprocal
@@ -22,9 +22,18 @@ __all__ = ["LinearPhysics", "Physics", "from_deepinv"]
 
 ADJOINTS = ("physics", "autograd")
 
-# A closed form of deepinv's is believed where it solves its equation to this much of the right-hand side in float32:
-# transforms there and back, at a condition number of about 10.
-_SOLVES = 1e-4
+# A closed form of deepinv's is believed where it solves its equation to this much of the right-hand side: transforms
+# there and back, at a condition number of about 10. Tables that deepinv made in float32 fail in float64.
+_SOLVES = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+class _Closed(NamedTuple):
+    """Which closed forms hold: shape (C...) of coefficients V^H x of one item, V V^H = I, the form, the Gram solve."""
+
+    coefficients: Shape = ()
+    complete: bool = False
+    spectral: bool = False
+    solves: bool = False
 
 
 class _Singular(NamedTuple):
@@ -42,7 +51,7 @@ class _Runner:
     """
 
     def __init__(self, physics: Any, image: Shape, batch: int | None) -> None:
-        self.image, self.batch, self._physics = image, batch, physics
+        self.image, self.batch, self.physics = image, batch, physics
         held = [t for t in (*physics.parameters(), *physics.buffers()) if t.is_floating_point()]
         self.device = held[0].device if held else torch.device("cpu")
         self.dtype = torch.float64 if held and all(t.dtype == torch.float64 for t in held) else torch.float32
@@ -50,7 +59,7 @@ class _Runner:
         self._complex_images = False
         self._parts: list[tuple[Shape, bool]] = []
         self._listed = False
-        self.double = True  # while it is tried out
+        self._double: bool | None = True if self.dtype == torch.float64 else None
         example = torch.rand((batch or 2, *image), generator=torch.Generator().manual_seed(0))
         example = example.to(self.device, self.dtype)
         try:
@@ -64,14 +73,20 @@ class _Runner:
         self._parts = [(tuple(p.shape[1:]), p.is_complex()) for p in parts]
         sizes = [(*shape, 2) if is_complex else shape for shape, is_complex in self._parts]
         self.measurement: Shape = (sum(math.prod(s) for s in sizes),) if self._listed else sizes[0]
-        self.double = self.dtype == torch.float64 or self._works(example.double())
 
-    def _works(self, example: Tensor) -> bool:
-        try:
-            y = self.apply(example)
-            return y.dtype == example.dtype and self.transpose(y).dtype == example.dtype
-        except (RuntimeError, TypeError, ValueError, AttributeError):
-            return False
+    @property
+    def double(self) -> bool:
+        """Whether it works in float64, tried when first asked for."""
+        if self._double is None:
+            example = torch.zeros((self.batch or 2, *self.image), dtype=torch.float64, device=self.device)
+            module = self.module(self.device, torch.float64)
+            try:
+                measured = self.pack(module.A(example.to(torch.complex128) if self._complex_images else example))
+                images = module.A_adjoint(self.unpack(measured)) if hasattr(module, "A_adjoint") else example
+                self._double = {measured.dtype, images.dtype} <= {torch.float64, torch.complex128}
+            except (RuntimeError, TypeError, ValueError, AttributeError):
+                self._double = False
+        return self._double
 
     def pack(self, measured: Any) -> Tensor:
         """Real numbers (B, *measurement) of what the physics measures."""
@@ -105,9 +120,7 @@ class _Runner:
 
         return self.run(y, back, self.image, is_image=False)
 
-    def run(
-        self, x: Tensor, fn: Callable[[Any, Tensor], Tensor], item: Shape, is_image: bool = True
-    ) -> Tensor:  # fmt: skip
+    def run(self, x: Tensor, fn: Callable[[Any, Tensor], Tensor], item: Shape, is_image: bool = True) -> Tensor:
         """fn(module, x) in the module's precision, returned in that of ``x`` and in memory of its own."""
         if x.shape[0] == 0:
             return x.new_zeros((0, *item))
@@ -130,17 +143,24 @@ class _Runner:
     def module(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The physics itself, or a converted copy."""
         if (device, dtype) == (self.device, self.dtype):
-            return self._physics
+            return self.physics
 
         def convert(t: Tensor) -> Tensor:
             if t.is_complex():
                 return t.to(device, dtype.to_complex())
             return t.to(device, dtype) if t.is_floating_point() else t.to(device)
 
-        return self._modules.get((device, dtype), lambda: self._physics.clone()._apply(convert))
+        def build() -> Any:
+            try:
+                twin = copy.deepcopy(self.physics)
+            except (TypeError, RuntimeError):  # generators of random numbers, which deepinv's slower way copies too
+                twin = self.physics.clone()
+            return twin._apply(convert)
+
+        return self._modules.get((device, dtype), build)
 
     def __str__(self) -> str:
-        return f"{type(self._physics).__name__}, image_shape={shape_text(self.image)}"
+        return f"{type(self.physics).__name__}, image_shape={shape_text(self.image)}"
 
 
 class _Frozen(Operator):
@@ -189,8 +209,9 @@ class Physics(_Frozen, Function):
 class LinearPhysics(_Frozen, LinearFunction):
     """y = A x + n for a linear physics of deepinv; made by :func:`from_deepinv`.
 
-    A decomposable physics has the spectral form and the closed Gram solve of its singular values; one with a closed
-    ``prox_l2`` has it as the preconditioner of two conjugate gradient steps; others take ``iterations`` of them.
+    A decomposable physics has the spectral form and the closed Gram solve of its singular values; a circular
+    ``Downsampling`` has its ``prox_l2`` as the preconditioner of two conjugate gradient steps; others take
+    ``iterations`` of them.
     """
 
     name = "linear_physics"
@@ -200,74 +221,80 @@ class LinearPhysics(_Frozen, LinearFunction):
         back = runner.transpose if adjoint == "physics" else None
         super().__init__(runner.apply, runner.measurement, runner.image, back, iterations)
         self._values: Memo[_Singular] = Memo()
-        self._coefficients: Shape = ()
-        self._complete = self._spectral = self._solves = self._proximal = False
+        self._closed: Memo[_Closed] = Memo()
+        self._proximal = False
 
     def __repr__(self) -> str:
         return f"LinearPhysics({self._runner})"
 
-    def find_closed_forms(self) -> None:
-        """Try deepinv's singular values and proximal operator, and keep what solves its equation."""
+    def prepare(self) -> None:
+        """Find the closed forms in the physics's own precision."""
         deepinv = optional("deepinv.physics", "deepinv", "from_deepinv")
-        physics, runner = self._runner._physics, self._runner
-        generator = torch.Generator().manual_seed(1)
-        batch = runner.batch or 2
-
-        def drawn(item: Shape) -> Tensor:
-            return torch.randn((batch, *item), generator=generator).to(runner.device, runner.dtype)
-
-        d, y = drawn(runner.image), drawn(runner.measurement)
-        ratio = torch.full((batch,), 0.5**0.5, dtype=torch.float64, device=runner.device)
+        runner, physics = self._runner, self._runner.physics
+        like = torch.empty(0, device=runner.device, dtype=runner.dtype)
         if isinstance(physics, deepinv.DecomposablePhysics):
-            self._spectral = self._tried(lambda: self._try_spectral(d, y, ratio))
-            self._solves = self._spectral and self._tried(lambda: self._try_solve(y, ratio))
-        elif type(physics).prox_l2 is not deepinv.LinearPhysics.prox_l2:
+            self._closed_for(like)
+        elif type(physics).prox_l2 is deepinv.Downsampling.prox_l2 and physics.padding == "circular":
+            y = self._drawn(like, runner.measurement, 2)
             self._proximal = True
-            self._proximal = self._tried(
-                lambda: bool((self.iterative_solve(y, 1.0, ratio, None, 1).residual < 1e-3).all())
-            )
+            self._proximal = _tried(lambda: float(self.iterative_solve(y, 1.0, 0.7, None, 1).residual.max()) < 1e-3)
             self.iterations = 2 if self._proximal else self.iterations
 
-    @staticmethod
-    def _tried(test: Callable[[], bool]) -> bool:
-        try:
-            return test()
-        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
-            return False
+    def _closed_for(self, like: Tensor) -> _Closed:
+        """What holds in the precision that serves ``like``."""
+        if not hasattr(self._runner.physics, "V_adjoint"):
+            return _Closed()
+        dtype = self._runner.precision(like)
+        return self._closed.get((like.device, dtype), lambda: self._find_closed(like.to(dtype)))
 
-    def _try_spectral(self, d: Tensor, y: Tensor, ratio: Tensor) -> bool:
-        self._coefficients = tuple(self._singular(d).module.V_adjoint(d).shape[1:])
-        back = self._from_coefficients(self._to_coefficients(d))
-        self._complete = float((back - d).norm()) <= _SOLVES * float(d.norm())
-        found = condition(self._spectral_form(d), self, d, y, 1.0, ratio)
-        # With u = d_y - D: A^T (y - A d_y) = q u.
-        left = self.adjoint(y - self.A(found), tuple(d.shape)) - ratio[0] ** 2 * (found - d)
-        return float(left.norm()) <= _SOLVES * float(self.adjoint(y - self.A(d), tuple(d.shape)).norm())
+    def _find_closed(self, like: Tensor) -> _Closed:
+        """Try the singular values, and keep what solves its equation."""
+        bound, ratio = _SOLVES[like.dtype], 0.5
+        d, y = self._drawn(like, self._runner.image, 1), self._drawn(like, self._runner.measurement, 2)
+        closed = _Closed()
 
-    def _try_solve(self, y: Tensor, ratio: Tensor) -> bool:
-        column = (-1, *[1] * (y.ndim - 1))
-        one, variance = torch.ones_like(ratio).reshape(column).to(y), ratio.square().reshape(column).to(y)
-        solved = self._solve_by_values(y, one, variance)
-        left = self.A(self.adjoint(solved)) + variance * solved - y
-        return float(left.norm()) <= _SOLVES * float(y.norm())
+        def spectral() -> bool:
+            nonlocal closed
+            c = self._to_coefficients(d, tuple(self._singular(d).module.V_adjoint(d).shape[1:]))
+            complete = float((self._from_coefficients(c) - d).norm()) <= bound * float(d.norm())
+            closed = _Closed(tuple(c.shape[1:]), complete)
+            found = condition(self._spectral_form(d, closed), self, d, y, 1.0, ratio**0.5)
+            # With u = d_y - D: A^T (y - A d_y) = q u.
+            left = self.adjoint(y - self.A(found)) - ratio * (found - d)
+            return float(left.norm()) <= bound * float(self.adjoint(y - self.A(d)).norm())
+
+        def solves() -> bool:
+            variance = torch.full((len(y), *[1] * (y.ndim - 1)), ratio, dtype=y.dtype, device=y.device)
+            solved = self._solve_by_values(y, torch.ones_like(variance), variance, closed)
+            left = self.A(self.adjoint(solved)) + ratio * solved - y
+            return float(left.norm()) <= bound * float(y.norm())
+
+        if not _tried(spectral):
+            return _Closed()
+        return closed._replace(spectral=True, solves=_tried(solves))
+
+    def _drawn(self, like: Tensor, item: Shape, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn((self._runner.batch or 2, *item), generator=generator, dtype=torch.float64).to(like)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
         """Spectral where the singular values are known, else iterative."""
-        if not self._spectral:
+        like = torch.empty(0, device=device, dtype=dtype)
+        closed = self._closed_for(like)
+        if not closed.spectral:
             return super().form(image_shape, device, dtype)
         self.measurement_shape(image_shape)
-        return self._spectral_form(torch.empty(0, device=device, dtype=dtype))
+        return self._spectral_form(like, closed)
 
-    def _spectral_form(self, like: Tensor) -> Spectral:
-        values = self._singular(like).values
-        energy = values.abs().square().to(like.dtype)
-        first = energy.shape[0] if energy.ndim == 1 + len(self._coefficients) else 1
+    def _spectral_form(self, like: Tensor, closed: _Closed) -> Spectral:
+        energy = self._singular(like).values.abs().square().to(like.dtype)
+        first = energy.shape[0] if energy.ndim == 1 + len(closed.coefficients) else 1
         return Spectral(
-            analysis=self._to_coefficients,
+            analysis=lambda x: self._to_coefficients(x, closed.coefficients),
             synthesis=self._from_coefficients,
-            project=lambda y: self._adjoint_values(y, lambda c, v: v.conj() * c),
-            energy=energy.expand(first, *self._coefficients).contiguous(),
-            complete=self._complete,
+            project=lambda y: self._weighed(y, lambda c, v: v.conj() * c, closed.coefficients),
+            energy=energy.expand(first, *closed.coefficients).contiguous(),
+            complete=closed.complete,
         )
 
     def _singular(self, like: Tensor) -> _Singular:
@@ -282,27 +309,29 @@ class LinearPhysics(_Frozen, LinearFunction):
 
         return self._values.get((like.device, dtype), build)
 
-    def _to_coefficients(self, x: Tensor) -> Tensor:
-        return self._runner.run(x, lambda module, x: module.V_adjoint(x), self._coefficients)
+    def _to_coefficients(self, x: Tensor, item: Shape) -> Tensor:
+        return self._runner.run(x, lambda module, x: module.V_adjoint(x), item)
 
     def _from_coefficients(self, c: Tensor) -> Tensor:
         return self._runner.run(c, lambda module, c: module.V(c), self._runner.image, is_image=False)
 
-    def _adjoint_values(self, y: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _weighed(self, y: Tensor, weigh: Callable[[Tensor, Tensor], Tensor], item: Shape) -> Tensor:
+        """weigh(U^H y, values)."""
         values = self._singular(y).values
 
         def back(module: Any, y: Tensor) -> Tensor:
             return weigh(module.U_adjoint(self._runner.unpack(y)), values)
 
-        return self._runner.run(y, back, self._coefficients, is_image=False)
+        return self._runner.run(y, back, item, is_image=False)
 
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
-        if not self._solves or r.shape[0] == 0:
+        closed = self._closed_for(r)
+        if not closed.solves or r.shape[0] == 0:
             return super()._solve(r, r2, variance, image_shape)
-        return self._solve_by_values(r, r2, variance)
+        return self._solve_by_values(r, r2, variance, closed)
 
-    def _solve_by_values(self, r: Tensor, r2: Tensor, variance: Tensor) -> Tensor:
-        c = self._adjoint_values(r, lambda c, v: torch.where(v != 0, c, 0))
+    def _solve_by_values(self, r: Tensor, r2: Tensor, variance: Tensor, closed: _Closed) -> Tensor:
+        c = self._weighed(r, lambda c, v: torch.where(v != 0, c, 0), closed.coefficients)
         column = (-1, *[1] * (c.ndim - 1))
         energy = self._singular(r).values.abs().square().to(r.dtype)
         inverse = pseudo_reciprocal(r2.reshape(column) * energy + variance.reshape(column))
@@ -320,8 +349,8 @@ class LinearPhysics(_Frozen, LinearFunction):
         """(v - A prox(v)) / noise_std^2, exact where prox_l2 = argmin gamma ||A x - v||^2 + ||x||^2 is."""
         if not self._proximal or r.shape[0] == 0:
             return None
-        # The difference loses the digits that r2 / noise_std^2 has, so half of them stay.
-        floor = torch.finfo(self._runner.precision(r)).eps ** 0.5
+        # The difference loses the digits that r2 / noise_std^2 has; half of those of deepinv's float32 tables stay.
+        floor = torch.finfo(torch.float32).eps ** 0.5
         gain = r2.clamp(min=torch.finfo(r.dtype).tiny ** 0.25)
         noise = torch.maximum(variance, floor * gain)
         gamma = (gain / noise).expand(r.shape[0], *[1] * (len(image_shape) - 1))
@@ -336,8 +365,13 @@ class LinearPhysics(_Frozen, LinearFunction):
 
         return precondition
 
-    def _iterate(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape, iterations: int) -> Solution:
-        return super()._iterate(r, r2, variance, image_shape, iterations)
+
+def _tried(test: Callable[[], bool]) -> bool:
+    """Whether a test passes; what deepinv raises where it has no such form fails it."""
+    try:
+        return test()
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+        return False
 
 
 def from_deepinv(
@@ -358,7 +392,8 @@ def from_deepinv(
     measured into what this operator measures, ``op.unpack`` back.
 
     Where the physics has a closed form for the Gram solve, (r2 A A^T + noise_std^2 I)^-1, it is checked and used: the
-    singular values of a ``DecomposablePhysics``, or ``prox_l2`` where a class states its own. Conjugate gradients else.
+    singular values of a ``DecomposablePhysics``, the ``prox_l2`` of a circular ``Downsampling``. Others take conjugate
+    gradients.
 
     Args:
         physics: the physics; kept, not copied, except where another device or precision is asked for. If its parameters
@@ -403,7 +438,7 @@ def from_deepinv(
             hint = "; adjoint='autograd' takes the gradient of A instead" if str(cause).startswith("`adjoint`") else ""
             raise ValueError(f"{type(physics).__name__}: {cause}{hint}") from cause
         if isinstance(op, LinearPhysics):
-            op.find_closed_forms()
+            op.prepare()
     return op
 
 
