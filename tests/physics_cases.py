@@ -60,18 +60,14 @@ PHYSICS: dict[str, tuple[Make, tuple[int, ...], bool]] = {
         (2, 7, 6), False,
     ),
     "downsampling": (lambda p: p.Downsampling((1, 8, 12), kernel(), 2, padding="circular"), (1, 8, 12), False),
-    "downsampling, bicubic": (lambda p: p.DownsamplingMatlab(img_size=(1, 4, 4), factor=2), (1, 4, 4), False),
     "upsampling": (lambda p: p.Upsampling((1, 8, 8), "bilinear", 2, padding="circular"), (1, 4, 4), False),
     "MRI": (lambda p: p.MRI(mask=mask(1, 1, 6, 5), img_size=(2, 6, 5)), (2, 6, 5), False),
     "dynamic MRI": (lambda p: p.DynamicMRI(mask=mask(1, 1, 3, 5, 4), img_size=(2, 3, 5, 4)), (2, 3, 5, 4), False),
     "multi-coil MRI": (
         lambda p: p.MultiCoilMRI(mask=mask(1, 1, 5, 6), coil_maps=maps(3, 5, 6), img_size=(2, 5, 6)), (2, 5, 6), False
     ),
-    "tomography": (lambda p: p.Tomography(angles=6, img_width=7), (1, 7, 7), True),
+    "tomography": (lambda p: p.Tomography(angles=6, img_width=7, normalize=False), (1, 7, 7), True),
     "compressed sensing": (lambda p: p.CompressedSensing(m=12, img_size=(1, 4, 5), rng=generator()), (1, 4, 5), True),
-    "compressed sensing, fast": (
-        lambda p: p.CompressedSensing(m=12, img_size=(1, 4, 5), fast=True, rng=generator()), (1, 4, 5), True
-    ),
     "structured random": (lambda p: p.StructuredRandom((1, 5, 5), (1, 4, 4), rng=generator()), (1, 5, 5), False),
     "single-pixel camera": (lambda p: p.SinglePixelCamera(10, (1, 8, 4), fast=True, rng=generator()), (1, 8, 4), False),
     "single-pixel camera, dense": (lambda p: p.SinglePixelCamera(9, (1, 4, 4), rng=generator()), (1, 4, 4), False),

@@ -430,6 +430,7 @@ def from_deepinv(
             raise ValueError(
                 f"`physics` {type(physics).__name__} must take images {shape_text(('B', *item))}, got "
                 f"{type(cause).__name__}: {cause}"
+                + ("" if batch else "; if it has parameters for each item, give `batch`")
             ) from cause
         op = LinearPhysics(runner, adjoint, iterations) if linear else Physics(runner, low, high)
         try:
