@@ -50,15 +50,15 @@ def test_the_ffhq_architecture_loads_and_denoises_as_deepinv_has_it(tmp_path: pa
     config = prior.network.network.config
     assert (config.width, config.mult, config.blocks, config.attention) == (128, (1, 1, 2, 2, 4, 4), 1, (16,))
     assert (config.updown, config.scale_shift, config.channels, config.out_channels) == (True, True, 3, 6)
-    z, t = images(2, 3, 32, 32), torch.tensor([3.0, 700.5])
+    z, t = images(1, 3, 32, 32), torch.tensor([700.5])
     with torch.no_grad():
         expected = theirs.forward_diffusion(z, t)
         # Attention is summed in another order; float32 through some hundred layers.
         torch.testing.assert_close(prior.network.network(z, t), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
         # deepinv takes the nearest timestep and clamps, so levels of its table, and images from inside the range.
-        level = theirs.sqrt_1m_alphas_cumprod[[5, 250]] / theirs.sqrt_alphas_cumprod[[5, 250]]
+        level = theirs.sqrt_1m_alphas_cumprod[[250]] / theirs.sqrt_alphas_cumprod[[250]]
         wrapped = rmp.priors.from_deepinv(theirs)
-        x = 0.3 * images(2, 3, 32, 32) + level[:, None, None, None] * images(2, 3, 32, 32, seed=2)
+        x = 0.3 * images(1, 3, 32, 32) + level[:, None, None, None] * images(1, 3, 32, 32, seed=2)
         ours, other = prior.denoise(x, level).clamp(-1, 1), wrapped.denoise(x, level)
     torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-3)
     assert (ours.abs() < 1).float().mean() > 0.1

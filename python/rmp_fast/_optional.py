@@ -13,4 +13,5 @@ def optional(package: str, extra: str, needed_by: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as cause:
-        raise ImportError(f"{needed_by} needs {package}: pip install 'rmp_fast[{extra}]' ({cause})") from cause
+        name = package.partition(".")[0]
+        raise ImportError(f"{needed_by} needs {name}: pip install 'rmp_fast[{extra}]' ({cause})") from cause
