@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     if name == "_core":
         # First, so that the extension finds torch's OpenMP runtime and shares its threads.
         importlib.import_module("torch")
-    elif name not in __all__:
+    elif name not in (*__all__, "deepinv"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f".{name}", __name__)
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import backends, images, metrics, operators, presets, priors, schedules
+from .. import backends, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
 from . import degrade, record
 from .arrays import ArrayFile
-from .tasks import TASKS, Settings, choice, derive_seed
+from .prior import open_prior
+from .tasks import TASKS, Settings, derive_seed
 from .usage import UsageError
 
 __all__ = ["Chain", "Outcome", "from_starts"]
@@ -88,7 +89,6 @@ class Chain:
     """
 
     def __init__(self, options: argparse.Namespace, task: Settings) -> None:
-        choice("--prior", options.prior, tuple(priors.BUNDLED))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         try:
@@ -96,7 +96,7 @@ class Chain:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._options, self._task = options, task
-        self._prior = priors.load(options.prior)
+        self._prior = open_prior(options.prior)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
         tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)

@@ -23,6 +23,7 @@ from ..plan import Estimate, Plan
 from . import degrade, panel, record
 from .chain import from_starts
 from .inputs import collect_inputs, make_output_folder
+from .prior import open_prior
 from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
@@ -100,10 +101,9 @@ def prior_and_files(options: argparse.Namespace) -> tuple[priors.NetworkPrior, l
     if options.out is None:
         raise UsageError("`--out` must be given: the folder for the results")
     files = collect_inputs(options.images, "--images")
-    choice("--prior", options.prior, tuple(priors.BUNDLED))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    prior = priors.load(options.prior)
+    prior = open_prior(options.prior)
     return prior, files
 
 

@@ -41,8 +41,15 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def weights_digest(prior: str) -> str:
-    """SHA-256 of the weights file of a bundled prior."""
-    return digest((importlib.resources.files("rmp_fast.priors") / "bundled" / f"{prior}.safetensors").read_bytes())
+    """SHA-256 of the weights file of a prior, bundled or by its path; of a folder's files with their names."""
+    bundled = importlib.resources.files("rmp_fast.priors") / "bundled" / f"{prior}.safetensors"
+    path = pathlib.Path(prior)
+    if os.sep not in prior and bundled.is_file():
+        return digest(bundled.read_bytes())
+    if path.is_file():
+        return digest(path.read_bytes())
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest("\n".join(f"{file.relative_to(path)} {digest(file.read_bytes())}" for file in files).encode())
 
 
 def is_finished(sidecar: pathlib.Path, hashed_settings: str, input_digest: str, panel: bool) -> bool:

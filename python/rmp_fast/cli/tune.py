@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import images, priors, schedules, tuning
+from .. import images, schedules, tuning
 from ..priors import Prior
 from ..schedules import Looks
 from . import degrade
 from .inputs import collect_inputs, make_output_folder
+from .prior import open_prior
 from .tasks import Settings, choice, resolve
 from .usage import UsageError
 
@@ -71,7 +72,6 @@ def run(options: argparse.Namespace) -> int:
         UsageError: an argument that does not fit, before any work.
     """
     choice("--task", options.task, TASKS)
-    choice("--prior", options.prior, priors.BUNDLED)
     choice("--start", options.start, ("zero", "smooth"))
     choice("--method", options.method, ("auto", "gradient", "search"))
     for name in ("evaluations", "steps", "batch", "side", "threads"):
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     first = _initial(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    prior = priors.load(options.prior)
+    prior = open_prior(options.prior)
     tuning_images, held_out = _split(options, prior)
     session = _Session(options, settings, prior)
     session.problem(held_out[:1], "0")  # what does not fit the images is refused here

@@ -15,6 +15,7 @@ from .linearised import Linearised
 from .masks import Denoising, Inpainting, box_mask, random_mask
 from .mri import MRI, cartesian_mask, coil_maps
 from .phase import Alignment, PhaseRetrieval, align
+from .physics import LinearPhysics, Physics, from_deepinv
 from .resampling import SuperResolution
 from .starts import BestOfStarts, best_of_starts
 
@@ -34,10 +35,12 @@ __all__ = [
     "Iterative",
     "LinearFunction",
     "LinearOperator",
+    "LinearPhysics",
     "Linearised",
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
+    "Physics",
     "Pointwise",
     "Solution",
     "Spectral",
@@ -53,6 +56,7 @@ __all__ = [
     "conjugate_gradients",
     "for_task",
     "from_callable",
+    "from_deepinv",
     "get",
     "motion_kernel",
     "random_mask",

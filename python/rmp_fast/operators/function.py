@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from .._checks import check_finite, shape_text
+from .agreement import AGREEMENT, adjoint_mismatch, alone, mismatch
 from .base import LinearOperator, Operator, Shape
 
-__all__ = ["Function", "LinearFunction", "from_callable", "linear_map"]
+__all__ = ["Function", "LinearFunction", "from_callable", "linear_map", "try_out"]
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
-
-# Relative to the norms of what is compared: rounding in sums of many terms, with room for a function's own tables.
-_AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 class Function(Operator):
@@ -176,7 +174,7 @@ def from_callable(
             raise TypeError(f"`{what}` must be a function of a batch of tensors, got {type(value).__name__}")
     if adjoint is not None and not linear:
         raise ValueError("`adjoint` must be given for linear functions only; if `fn` is linear, say linear=True")
-    if dtype not in _AGREEMENT:
+    if dtype not in AGREEMENT:
         raise TypeError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}")
     op: Function | LinearFunction
     if linear:
@@ -184,17 +182,28 @@ def from_callable(
     else:
         op = Function(fn, measurement_shape, image_shape)
     with torch.inference_mode(False), torch.enable_grad():
-        _try(op, adjoint is None, torch.device("cpu" if device is None else device), dtype)
+        try_out(op, adjoint is None, torch.device("cpu" if device is None else device), dtype)
     return op
 
 
-def _try(op: Function | LinearFunction, needs_autograd: bool, device: torch.device, dtype: torch.dtype) -> None:
+def try_out(
+    op: Function | LinearFunction,
+    needs_autograd: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int | None = None,
+) -> None:
+    """Raise, as :func:`from_callable` does, unless ``op`` behaves on random images.
+
+    Args:
+        batch: size of the only batch that it takes; None: it takes any.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(shape: Shape) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).mul(2).sub(1).to(device, dtype)
 
-    x = drawn(op.image_shape((2, *op._shapes.measurement))).requires_grad_()
+    x = drawn(op.image_shape((2 if batch is None else batch, *op._shapes.measurement))).requires_grad_()
     y = op.A(x)
     check_finite("fn(x)", y.detach())
     if needs_autograd and not y.requires_grad:
@@ -202,31 +211,29 @@ def _try(op: Function | LinearFunction, needs_autograd: bool, device: torch.devi
     weights = drawn(tuple(y.shape))
     (gradient,) = torch.autograd.grad((y * weights).sum(), x)
     check_finite("the gradient of fn", gradient)
-    y = y.detach()
-    alone = torch.cat([op.A(item[None]).detach() for item in x.detach()])
-    _agree("`fn` must treat every item of a batch alone and the same way every time", alone, y, y, dtype)
-    if not isinstance(op, LinearOperator):
-        return
+    x, y = x.detach(), y.detach()
     other = drawn(tuple(x.shape))
-    combined = op.A(2 * x.detach() - 0.5 * other).detach()
-    _agree("`fn` must be linear", combined, 2 * y - 0.5 * op.A(other).detach(), y, dtype)
+    with torch.no_grad():
+        separate = alone(op.A, x, None if batch is None else other)
+        _agree("`fn` must treat every item of a batch alone and the same way every time", separate, y, y, dtype)
+        if not isinstance(op, LinearOperator):
+            return
+        combined = op.A(2 * x - 0.5 * other)
+        _agree("`fn` must be linear", combined, 2 * y - 0.5 * op.A(other), y, dtype)
     image = op.adjoint(weights).detach()
     check_finite("adjoint(y)", image)
-    left, right = (y * weights).flatten(1).sum(1), (x.detach() * image).flatten(1).sum(1)
-    scale = y.flatten(1).norm(dim=1) * weights.flatten(1).norm(dim=1)
-    mismatch = float(((left - right).abs() / scale.clamp(min=torch.finfo(dtype).tiny)).max())
-    if mismatch > _AGREEMENT[dtype]:
+    left, right, apart = adjoint_mismatch(y, weights, x, image)
+    if apart > AGREEMENT[dtype]:
         raise ValueError(
             "`adjoint` must be that of `fn`, <fn(x), y> = <x, adjoint(y)>, got "
-            f"{float(left[0]):g} and {float(right[0]):g}, {mismatch:.1e} of the norms apart"
+            f"{float(left[0]):g} and {float(right[0]):g}, {apart:.1e} of the norms apart"
         )
 
 
 def _agree(rule: str, actual: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-    tiny = torch.finfo(dtype).tiny
-    mismatch = float(((actual - expected).flatten(1).norm(dim=1) / scale.flatten(1).norm(dim=1).clamp(min=tiny)).max())
-    if mismatch > _AGREEMENT[dtype]:
-        raise ValueError(f"{rule}, got results that differ by {mismatch:.1e} of their norm")
+    apart = mismatch(actual, expected, scale)
+    if apart > AGREEMENT[dtype]:
+        raise ValueError(f"{rule}, got results that differ by {apart:.1e} of their norm")
 
 
 def _checked(name: str, fn: Map, x: Tensor, item: Shape) -> Tensor:

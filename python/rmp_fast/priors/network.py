@@ -7,20 +7,22 @@ import pathlib
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_positive
 from .base import Prior
+from .files import file_metadata, fit, read_state, weights_path
 from .unet import DenoiserUNet, UNetConfig
 
-__all__ = ["BUNDLED", "NetworkPrior", "load", "metadata"]
+__all__ = ["BUNDLED", "DATA_VARIANCE", "NetworkPrior", "from_safetensors", "load", "metadata"]
 
 _FOLDER = pathlib.Path(__file__).parent / "bundled"
 
 #: Names of the priors that ship with the package.
 BUNDLED = ("fashion", "photo")
+
+#: Variance per element of images on [-1, 1] where nothing says better: the square of sigma_data = 0.5 of EDM.
+DATA_VARIANCE = 0.25
 
 
 class NetworkPrior(Prior):
@@ -30,16 +32,17 @@ class NetworkPrior(Prior):
     result is the mean over its three outputs.
 
     Args:
-        network: a module in evaluation mode; it never gets gradients for its weights.
-        channels: channels of the network's input.
+        network: a module, put into evaluation mode; it never gets gradients for its weights.
+        channels: channels of the network's input; None: it takes any.
         data_variance: p, variance per element of clean images on [-1, 1].
         name: what messages and reports call it.
     """
 
-    def __init__(self, network: nn.Module, channels: int, data_variance: float, name: str = "network") -> None:
+    def __init__(self, network: nn.Module, channels: int | None, data_variance: float, name: str = "network") -> None:
         self.network = network.eval().requires_grad_(False)
         self.network_channels = channels
-        self.channels = (1, 3) if channels == 3 else (channels,)
+        if channels is not None:
+            self.channels = (1, 3) if channels == 3 else (channels,)
         self.data_variance = check_positive("data_variance", data_variance)
         self.name = name
 
@@ -50,10 +53,13 @@ class NetworkPrior(Prior):
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         """D(x, s) for x (B, C, H, W) and s (B,), computed in float32."""
-        grey = x.shape[1] != self.network_channels
+        if x.shape[0] == 0:  # which many networks cannot reshape
+            return x.clone(memory_format=torch.contiguous_format)
+        channels = x.shape[1] if self.network_channels is None else self.network_channels
+        grey = x.shape[1] != channels
         image = x.float()
         if grey:
-            image = image.expand(-1, self.network_channels, -1, -1)
+            image = image.expand(-1, channels, -1, -1)
         out: Tensor = self.network(image, s.float())
         if grey:
             out = out.mean(1, keepdim=True)
@@ -63,8 +69,7 @@ class NetworkPrior(Prior):
 def metadata(name: str) -> dict[str, str]:
     """What the weights file of a bundled prior says of itself: data with licences, recipe, training command."""
     check_choice("name", name, BUNDLED)
-    with safe_open(_FOLDER / f"{name}.safetensors", framework="pt") as file:
-        return dict(file.metadata() or {})
+    return file_metadata(_FOLDER / f"{name}.safetensors")
 
 
 def load(name: str) -> NetworkPrior:
@@ -80,14 +85,37 @@ def load(name: str) -> NetworkPrior:
     check_choice("name", name, BUNDLED)
     path = _FOLDER / f"{name}.safetensors"
     try:
-        info = metadata(name)
-        state = {key: value.float() for key, value in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
+        return from_safetensors(path)
+    except (OSError, ValueError) as error:
         raise RuntimeError(
             f"the weights of the prior {name!r} cannot be read from {path}: {error}; reinstall"
         ) from error
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(info["config"]).items()}
-    config = UNetConfig(**fields)
+
+
+def from_safetensors(path: str | pathlib.Path) -> NetworkPrior:
+    """A prior from a file that ``python -m rmp_fast.training`` wrote: weights, network and data variance.
+
+    Args:
+        path: the ``.safetensors`` file; its metadata hold ``config``, the fields of
+            :class:`~rmp_fast.priors.unet.UNetConfig` as JSON, ``data_variance`` and ``name``.
+
+    Raises:
+        FileNotFoundError: no file.
+        ValueError: a damaged file, one without these metadata, or weights that are not those of the network, with the
+            first that are missing, unexpected or of another shape.
+    """
+    file = weights_path(path)
+    info = file_metadata(file)
+    try:
+        held: dict[str, Any] = json.loads(info["config"])
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+        config = UNetConfig(**fields)
+        variance = float(info["data_variance"])
+    except (KeyError, TypeError, ValueError) as cause:
+        raise ValueError(
+            f"`path` {file} must have the metadata `config` and `data_variance` of python -m rmp_fast.training, "
+            f"got {', '.join(sorted(info)) or 'none'} ({type(cause).__name__}: {cause})"
+        ) from cause
     network = DenoiserUNet(config)
-    network.load_state_dict(state)
-    return NetworkPrior(network.channels_last(), config.channels, float(info["data_variance"]), name)
+    fit(network, read_state(file), file)
+    return NetworkPrior(network.channels_last(), config.channels, variance, info.get("name", file.stem))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DenoiserUNet", "UNetConfig"]
+__all__ = ["DenoiserUNet", "UNetConfig", "pad_to_multiple"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class DenoiserUNet(nn.Module):
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         """Denoise ``x`` (B, C, H, W) at noise standard deviations ``s`` (B,), both on [-1, 1]."""
         height, width = x.shape[-2:]
-        x = _pad(x, self.config.multiple) - self.config.data_mean
+        x = pad_to_multiple(x, self.config.multiple) - self.config.data_mean
         data = self.config.data_std
         var = (s * s + data * data)[:, None, None, None]
         sigma = s[:, None, None, None]
@@ -147,7 +147,8 @@ class DenoiserUNet(nn.Module):
         return out[..., :height, :width]
 
 
-def _pad(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Images whose sides are a multiple, continued at the bottom and right by reflection, or repetition if small."""
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     if bottom == 0 and right == 0:

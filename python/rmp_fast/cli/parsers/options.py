@@ -10,7 +10,9 @@ __all__ = ["add_operator", "add_problem"]
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
     """Prior, noise and output folder."""
-    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
+    parser.add_argument(
+        "--prior", default="photo", metavar="NAME", help="photo (default), fashion, or the path of weights or a network"
+    )
     parser.add_argument(
         "--noise-std",
         type=float,

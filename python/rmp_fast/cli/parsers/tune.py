@@ -20,7 +20,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     path = pathlib.Path
     parser.add_argument("--task", required=True, metavar="NAME", help="inpaint_random, sr4, gaussian_deblur, ...")
-    parser.add_argument("--prior", default="photo", metavar="NAME", help="photo (default) or fashion")
+    parser.add_argument(
+        "--prior", default="photo", metavar="NAME", help="photo (default), fashion, or the path of weights or a network"
+    )
     parser.add_argument(
         "--images", required=True, metavar="SOURCE", help="a folder, or fashion-train or photo-train (what priors saw)"
     )

@@ -1,0 +1,64 @@
+"""Priors of one's own on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+from rmp_fast import images
+from rmp_fast.cli import main
+from rmp_fast.cli.record import weights_digest
+from rmp_fast.priors.guided import GuidedConfig, GuidedUNet
+from rmp_fast.priors.network import _FOLDER
+
+
+def restore(folder: pathlib.Path, prior: object, out: str = "out") -> int:
+    file = folder / "grey.png"
+    images.write(file, np.random.default_rng(0).random((1, 16, 16)), 8, "png")
+    options = ["--operator=denoise", "--simulate", "--evaluations=2", "--noise-std=0.05", "--no-panel"]
+    return main(["reconstruct", str(file), *options, f"--prior={prior}", f"--out={folder / out}"])
+
+
+def test_a_training_file_restores_as_the_bundled_prior_of_the_same_weights(tmp_path: pathlib.Path) -> None:
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes((_FOLDER / "fashion.safetensors").read_bytes())
+    assert restore(tmp_path, copy, "mine") == 0
+    assert restore(tmp_path, "fashion", "bundled") == 0
+    pixels = [images.read(tmp_path / out / "grey.png").pixels for out in ("mine", "bundled")]
+    assert np.array_equal(*pixels)
+    settings = [json.loads((tmp_path / out / "grey.json").read_text())["settings"] for out in ("mine", "bundled")]
+    assert settings[0]["weights_sha256"] == settings[1]["weights_sha256"]
+    assert settings[0]["prior"] == str(copy)
+
+
+def test_weights_of_guided_diffusion_restore(tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    network = GuidedUNet(GuidedConfig(1, 2, 64, (1, 1), 1, (2,)))
+    torch.save(network.state_dict(), tmp_path / "ema.pt")
+    assert restore(tmp_path, tmp_path / "ema.pt") == 0
+    assert images.probe(tmp_path / "out" / "grey.png").shape == (1, 16, 16)
+
+
+def test_the_digest_of_a_folder_is_of_its_files_and_their_names(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    first = weights_digest(str(tmp_path))
+    (tmp_path / "unet" / "config.json").rename(tmp_path / "unet" / "weights.bin")
+    assert weights_digest(str(tmp_path)) != first
+    file = tmp_path / "unet" / "weights.bin"
+    assert weights_digest(str(file)) == hashlib.sha256(b"{}").hexdigest()
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"nothing at all, but long enough")
+    assert restore(tmp_path, broken) == 2
+    assert f"`--prior` {broken}: `path` {broken} cannot be read as safetensors" in capsys.readouterr().err
+    assert restore(tmp_path, tmp_path) == 2
+    assert "it has no configuration of that kind" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
