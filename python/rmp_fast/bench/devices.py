@@ -1,0 +1,86 @@
+"""What the cards can do on paper, each number with its source; the CPU is measured instead."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .cost import KINDS, Work
+
+__all__ = ["DEVICES", "Device"]
+
+# Copies, bytes read plus written, on two cards of one family against their data sheets: 3.0 of 3.35 and 4.3 of 4.8 TB/s.
+_MEASURED_SHARE = (3.0 / 3.35 + 4.3 / 4.8) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Limits of one device.
+
+    Attributes:
+        name: in words.
+        bandwidth: bytes per second that a plain copy reads plus writes; ``bandwidth_source`` where it is from.
+        rates: instructions per second by kind, and ``"all"`` of any kind; ``rates_source``.
+        start: seconds from one kernel's last byte to the next one's full speed, inside a graph.
+        host_launch: seconds of the host for one launch without a graph; ``launch_source`` of both.
+        normal: seconds of one processor for a standard normal where arithmetic and memory take turns; 0: they overlap.
+    """
+
+    name: str
+    bandwidth: float
+    bandwidth_source: str
+    rates: dict[str, float]
+    rates_source: str
+    start: float
+    host_launch: float
+    launch_source: str
+    normal: float = 0.0
+
+    def memory_seconds(self, work: Work) -> float:
+        """Of its bytes at the copy bandwidth."""
+        return work.bytes / self.bandwidth
+
+    def arithmetic_seconds(self, work: Work) -> float:
+        """Of its instructions, at the rate of the kind that takes longest."""
+        counted = work.operations_beside_normals if self.normal else work.operations
+        kinds = [counted[kind] / self.rates[kind] for kind in KINDS if kind in self.rates]
+        whole = sum(counted.values()) / self.rates["all"] if "all" in self.rates else 0.0
+        return max(*kinds, whole) + work.normals * self.normal
+
+    def seconds(self, work: Work) -> float:
+        """Of one call: its start and whatever takes longer, memory or arithmetic; normals that take turns come on top."""
+        normals = work.normals * self.normal
+        return self.start * work.launches + max(self.memory_seconds(work), self.arithmetic_seconds(work) - normals) + normals
+
+
+_LAUNCHES = (
+    "assumed: 1.5 us from kernel to kernel inside a graph; 5 us of the host for a launch without one, where 4 to 6 us "
+    "are reported publicly for CUDA 13"
+)
+_PIPES = "results per clock and multiprocessor as in NVIDIA's CUDA C++ programming guide, table of arithmetic throughput"
+
+
+def _card(
+    name: str, terabytes: float, source: str, teraflops: float, integer: float, special: float, every: float
+) -> Device:
+    """Args: integer, special, every: instructions of a kind for one floating-point instruction."""
+    floating = teraflops * 1e12 / 2  # data sheets count a fused multiply-add as two
+    rates = {
+        "floating": floating,
+        "integer": floating * integer,
+        "special": floating * special,
+        "all": floating * every,
+    }
+    told = f"data sheet: {teraflops:g} TFLOP/s in FP32; {_PIPES}"
+    return Device(name, terabytes * 1e12, source, rates, told, 1.5e-6, 5e-6, _LAUNCHES)
+
+
+def _assumed(sheet: float) -> str:
+    return f"data sheet {sheet:g} TB/s, of which a copy is assumed to reach {_MEASURED_SHARE:.1%}, as on H100 and H200"
+
+
+DEVICES = {
+    "a100": _card("NVIDIA A100 SXM 80 GB", 2.039 * _MEASURED_SHARE, _assumed(2.039), 19.5, 1.0, 0.25, 2.0),
+    "h100": _card("NVIDIA H100 SXM", 3.0, "measured on such cards, read plus written", 67.0, 0.5, 0.125, 1.0),
+    "h200": _card("NVIDIA H200 SXM", 4.3, "measured on such cards, read plus written", 67.0, 0.5, 0.125, 1.0),
+    "b200": _card("NVIDIA B200", 8.0 * _MEASURED_SHARE, _assumed(8.0), 75.0, 0.5, 0.125, 1.0),
+}
