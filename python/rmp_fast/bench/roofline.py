@@ -1,129 +1,38 @@
 """What our kernels should take on a device, from bytes and operations; on the CPU beside what they do take.
 
 Two functions for programs, which return what ``rmp-fast roofline --json`` prints: :func:`predict` for a card on paper,
-:func:`measure` for this machine's CPU. :func:`render` makes either a table of text.
+:func:`measure` for this machine's CPU. ``rmp_fast.cli.roofline.render`` makes text of either.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backends, operators, presets, priors
+from .. import ops, presets
 from .._checks import check_choice, check_count
-from ..plan import Plan
 from . import cost, observe
+from .chains import TASKS, Chain, observed, problem
 from .cost import Work
 from .devices import DEVICES, Device
 
-__all__ = ["IMAGES", "SHARE", "TASKS", "Chain", "chain", "predict", "render"]
+__all__ = ["IMAGES", "SHARE", "TASKS", "measure", "predict"]
 
-#: Those of :mod:`rmp_fast.presets`; ``mri`` has two channels, real and imaginary part, the others three.
-TASKS = presets.TASKS
 #: Images of a batch, by default.
 IMAGES = (1, 16, 64)
 #: Of the copy bandwidth, what everything of ours between two evaluations of the network should reach.
 SHARE = 0.85
 #: Most kernels of ours between two evaluations.
 MOST_LAUNCHES = 2
-_TARGET_IMAGES, _TARGET_SIDE = 16, 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """What one chain does between its network evaluations, observed while it ran with a stand-in for the network.
-
-    Attributes:
-        task, evaluations: its name, and network evaluations of the chain.
-        look: our kernels between two evaluations, where the next look goes through noise if any does.
-        calls: of our kernels in the whole chain, its start included.
-        library_calls, library_bytes: torch's own operations between two evaluations, the latter per image.
-        waits: times at which the host waits for the device, from the first evaluation to the last.
-    """
-
-    task: str
-    evaluations: int
-    look: tuple[Work, ...]
-    calls: int
-    library_calls: float
-    library_bytes: float
-    waits: int
-
-    @property
-    def launches(self) -> int:
-        """Of our kernels between two evaluations."""
-        return sum(work.launches for work in self.look)
-
-    @property
-    def graph_launches(self) -> int:
-        """Graphs that the looks of one chain need: another one wherever the host waits."""
-        return 1 + self.waits
-
-
-def operator(task: str, shape: Sequence[int]) -> operators.Operator:
-    """The operator of a task for images (B, C, H, W), with the settings that ``rmp-fast compare`` simulates it with."""
-    batch, _, height, width = shape
-    check_choice("task", task, TASKS)
-    if task in ("mri", "phase_retrieval", "nonlinear_deblur"):
-        return operators.for_task(task, shape)
-    if task == "inpaint_random":
-        masks = [operators.random_mask((1, height, width), 0.7, seed) for seed in range(batch)]
-        return operators.Inpainting(torch.stack(masks))
-    if task == "inpaint_box":
-        return operators.Inpainting(operators.box_mask((height, width), max(1, min(height, width) // 4)))
-    made: dict[str, Callable[[], operators.Operator]] = {
-        "denoise": operators.Denoising,
-        "sr4": lambda: operators.SuperResolution(4),
-        "gaussian_deblur": lambda: operators.GaussianBlur(2.0),
-        "motion_deblur": lambda: operators.Blur(operators.motion_kernel(15.0, 45.0)),
-    }
-    return made[task]()
-
-
-def chain(task: str, side: int) -> Chain:
-    """Run one chain of a task on two images of ``side`` pixels, watched, with a network that only scales its input.
-
-    Raises:
-        ValueError: an unknown task, or a side that its operator cannot take.
-        RuntimeError: the compiled extension is missing, whose calls are what is watched.
-    """
-    if backends.core_error is not None:
-        raise RuntimeError(f"the kernels' calls cannot be observed: {backends.core_error}")
-    shape = (2, 2 if task == "mri" else 3, side, side)
-    op = operator(task, shape)
-    between: list[tuple[list[Work], int, int, int]] = []
-    works: list[Work] = []
-    library = observe.LibraryCalls()
-
-    def denoise(x: Tensor, s: Tensor) -> Tensor:
-        library.paused = True
-        between.append((works.copy(), library.calls, library.bytes, library.waits))
-        works.clear()
-        result = 0.9 * x
-        library.paused = False
-        return result
-
-    prior = priors.from_denoiser(denoise, data_variance=0.25)
-    # Nonlinear tasks have no tuned chain and solve at every look: a short one shows what a look does.
-    settings = presets.for_task(task, "photo", 2 if task in presets.NONLINEAR else 20)
-    plan = Plan(op, prior, shape, 0.05, backend="cpu", **settings)
-    generator = torch.Generator().manual_seed(0)
-    y = op.A(torch.rand(shape, generator=generator) - 0.5)
-    with library, observe.kernel_calls(plan, lambda work, seconds: works.append(work)):
-        plan.execute(y)
-    looks = [seen for seen, *_ in between[1:]]
-    calls = sum(len(seen) for seen, *_ in between) + len(works)
-    first, last = between[0], between[-1]
-    count = len(looks)
-    return Chain(
-        task, plan.evaluations, tuple(max(looks, key=lambda look: sum(work.normals for work in look))), calls,
-        (last[1] - first[1]) / count, (last[2] - first[2]) / count / shape[0], last[3] - first[3],
-    )  # fmt: skip
+#: How far a measurement on the CPU may be from the prediction where memory decides.
+NEAR = 0.25
+_TARGET_IMAGES, _TARGET_SIDE, _TARGET_CHANNELS = 16, 256, 3
 
 
 def predict(
@@ -146,7 +55,8 @@ def predict(
     """
     card = DEVICES[check_choice("device", device, DEVICES)]
     chains = _chains(tasks, images, side)
-    kernels = _distinct(chains, side)
+    kernels = [*_of_looks(chains), cost.natural_step(3 * side * side, perturbed=False)]
+    kernels += [cost.call(kernel, arguments) for kernel, arguments in _others(1, side)]
     return {
         "device": {"id": device, **dataclasses.asdict(card)},
         "side": side,
@@ -163,26 +73,27 @@ def _chains(tasks: Iterable[str], images: Sequence[int], side: int) -> list[Chai
     names = [check_choice("task", task, TASKS) for task in tasks]
     if not names or not images:
         raise ValueError("`tasks` and `images` must name at least one each")
-    return [chain(task, side) for task in names]
+    return [observed(task, side) for task in names]
 
 
-def _distinct(chains: Sequence[Chain], side: int) -> list[Work]:
-    """The kernels of all tasks, each once, and those that chains call elsewhere (starts, gradients), for three channels."""
-    found = {work.name + f", {work.image_bytes}": work.of(1) for c in chains for work in c.look}
-    numbers = 3 * side * side
-    found["step"] = cost.natural_step(numbers, perturbed=False)
-    x, taps = torch.empty(1, 3, side, side), torch.empty(17)
+def _of_looks(chains: Sequence[Chain]) -> list[Work]:
+    """The kernels between the evaluations of all tasks, each once."""
+    return list({(work.name, work.image_bytes): work.of(1) for found in chains for work in found.look}.values())
+
+
+def _others(images: int, side: int) -> list[tuple[str, tuple[Any, ...]]]:
+    """Kernels that run in starts and gradients, with arguments for images of three channels."""
+    x, out, taps = torch.rand(images, 3, side, side), torch.empty(images, 3, side, side), torch.full((17,), 1 / 17)
     factor = min(4, side)
-    blocks = torch.empty(1, 3, -(-side // factor), -(-side // factor))
-    mask, seeds = torch.empty(1, 3, side, side, dtype=torch.uint8), torch.empty(1)
-    others: tuple[tuple[str, tuple[Any, ...]], ...] = (
-        ("mask", (x, mask, x)),
+    blocks = torch.rand(images, 3, -(-side // factor), -(-side // factor))
+    mask = (torch.rand(x.shape) > 0.5).to(torch.uint8)
+    return [
+        ("mask", (x, mask, out)),
         ("block_average", (x, factor, blocks)),
-        ("block_average_adjoint", (blocks, factor, x)),
-        ("separable_blur", (x, taps, taps, "reflect", False, x)),
-        ("normals", (seeds, 0, 0, x)),
-    )
-    return [*found.values(), *(cost.call(kernel, arguments) for kernel, arguments in others)]
+        ("block_average_adjoint", (blocks, factor, out)),
+        ("separable_blur", (x, taps, taps, "reflect", False, out)),
+        ("normals", (torch.arange(images), 0, 0, out)),
+    ]
 
 
 def _kernel_row(work: Work, device: Device) -> dict[str, Any]:
@@ -223,12 +134,13 @@ def _task_row(found: Chain, device: Device, images: int) -> dict[str, Any]:
 def _targets(chains: Sequence[Chain], device: Device) -> list[dict[str, Any]]:
     """What was promised on paper, and the task that is furthest from it."""
     rows = [_task_row(found, device, _TARGET_IMAGES) for found in chains]
-    slowest = min(rows, key=lambda row: row["bandwidth_share"])
+    colour = [row for row, found in zip(rows, chains, strict=True) if found.channels == _TARGET_CHANNELS] or rows
+    slowest = min(colour, key=lambda row: row["bandwidth_share"])
     most = max(rows, key=lambda row: row["launches"])
     graphs = max(rows, key=lambda row: row["chain_graph_launches"])
     return [
         _target(
-            f"between two evaluations at {_TARGET_IMAGES} images, share of the copy bandwidth", SHARE,
+            "between two evaluations of 16 x 3 x 256 x 256, share of the copy bandwidth", SHARE,
             slowest["bandwidth_share"], slowest["task"], slowest["bandwidth_share"] >= SHARE,
         ),
         _target(
@@ -244,3 +156,188 @@ def _targets(chains: Sequence[Chain], device: Device) -> list[dict[str, Any]]:
 
 def _target(what: str, wanted: float, found: float, worst: str, met: bool) -> dict[str, Any]:
     return {"target": what, "wanted": wanted, "found": found, "worst_task": worst, "met": met}
+
+
+def measure(
+    tasks: Iterable[str] = tuple(task for task in TASKS if task not in presets.NONLINEAR),
+    images: Sequence[int] = IMAGES,
+    side: int = 256,
+    threads: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Predicted and measured seconds of the kernels on this machine's CPU.
+
+    Every kernel runs in the chains of the tasks, with a stand-in for the network. Between two looks runs a plain copy
+    that reads and writes as many bytes as the kernel, in buffers of its own; their ratio is what is told, since what
+    disturbs one disturbs the other. Normals are compute-bound: their rate is measured in a cache and comes on top.
+
+    Args:
+        tasks: of :data:`TASKS`; those that solve at every look run the kernels of the others.
+        images, side: as in :func:`predict`.
+        threads: numbers of threads; default one, and as many as torch uses.
+
+    Returns:
+        JSON values: ``device``, ``side``, ``kernels`` and ``tasks`` (rows with ``predicted_seconds``, ``seconds`` and
+        ``ratio``, measured over predicted), ``within`` (the memory-bound rows and how many of them are near), and for a
+        roofline figure ``copy_gbps``, ``gops`` and rows with ``intensity`` (operations per byte) and ``gops``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`predict`.
+    """
+    before = torch.get_num_threads()
+    threads = sorted({1, before}) if threads is None else threads
+    for count in threads:
+        check_count("threads", count)
+    names, images = list(tasks), list(images)
+    _chains(names, images, min(side, 32))  # refuses what cannot be, before any work
+    kernels: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    try:
+        for count in threads:
+            torch.set_num_threads(count)
+            limits = _limits()
+            machine[str(count)] = limits
+            for batch in images:
+                for task in names:
+                    found = _measured_chain(task, batch, side, count, limits)
+                    rows.append(_measured_task(task, batch, count, found))
+                    kernels += [row for row in found if not _known(row, kernels)]
+                kernels += [_measured_call(*other, count, limits) for other in _others(batch, side)]
+    finally:
+        torch.set_num_threads(before)
+    bound = [row for row in kernels if row["bound"] == "memory"]
+    largest = [row for row in kernels if row["threads"] == max(threads) and row["images"] == max(images)]
+    return {
+        "device": {"id": "cpu", "name": "this machine's CPU", "threads": machine}, "side": side,
+        "kernels": kernels, "tasks": rows,
+        "within": {
+            "bound": NEAR, "memory_bound_rows": len(bound),
+            "near": sum(1 / (1 + NEAR) <= row["ratio"] <= 1 + NEAR for row in bound),
+        },
+        "copy_gbps": statistics.median(row["copy_gbps"] for row in largest),
+        "gops": machine[str(max(threads))]["rates"]["floating"] / 1e9,
+    }  # fmt: skip
+
+
+def _known(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
+    key = ("kernel", "images", "threads", "bytes")
+    return any(all(row[name] == other[name] for name in key) for other in rows)
+
+
+def _least_seconds(run: Callable[[], object], repeats: int, rounds: int = 7) -> float:
+    """Of one call, undisturbed."""
+    spent = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        spent.append((time.perf_counter() - started) / repeats)
+    return min(spent)
+
+
+def _limits() -> dict[str, Any]:
+    """What arithmetic this machine can do with torch's present threads: a matrix product, and normals in a cache."""
+    core = ops.kernels("cpu", torch.empty(1))
+    assert core is not None  # the chains were observed with it
+    a, b = torch.rand(512, 512), torch.rand(512, 512)
+    product = _least_seconds(lambda: a @ b, 2)
+    # 256 KiB per thread: in the second-level cache, and enough for the calls to be nothing beside it.
+    out, seeds = torch.empty(torch.get_num_threads(), 65536), torch.arange(torch.get_num_threads())
+    normal = _least_seconds(lambda: core.normals(seeds, 0, 0, out), 3) / out.numel()
+    tiny = torch.empty(1, 1)
+    start = _least_seconds(lambda: core.mask(tiny, tiny.to(torch.uint8), tiny), 200)
+    return {"rates": {"floating": 512**3 / product}, "normal": normal, "start": start}
+
+
+def _copies(work: Work) -> Callable[[], None]:
+    """Plain copies that read and write as many bytes as a kernel, in arrays of about as many numbers."""
+    numbers = max(1, round(work.bytes / 8))
+    arrays = max(1, round(work.bytes / (2 * work.images * max(work.image_bytes / 5, 1))))
+    pairs = [(torch.rand(-(-numbers // arrays)), torch.empty(-(-numbers // arrays))) for _ in range(arrays)]
+
+    def run() -> None:
+        for source, target in pairs:
+            target.copy_(source)
+
+    return run
+
+
+def _row(work: Work, threads: int, pairs: Sequence[tuple[float, float]], limits: dict[str, Any]) -> dict[str, Any]:
+    """Prediction beside measurement, from pairs of the seconds of a kernel and of its copy."""
+
+    def expected(copy: float) -> tuple[Device, float]:
+        device = Device(
+            "cpu", work.bytes / copy, "a copy of as many bytes", limits["rates"], "a matrix product",
+            limits["start"], limits["start"], "a call on one number", limits["normal"],
+        )  # fmt: skip
+        return device, device.seconds(work)
+
+    copy = statistics.median(pair[1] for pair in pairs)
+    device, predicted = expected(copy)
+    seconds = statistics.median(pair[0] for pair in pairs)
+    memory, arithmetic = device.memory_seconds(work), device.arithmetic_seconds(work)
+    return {
+        "kernel": work.name, "images": work.images, "threads": threads, "bytes": work.bytes,
+        "operations": work.operations, "predicted_seconds": predicted, "seconds": seconds,
+        "ratio": statistics.median(kernel / expected(plain)[1] for kernel, plain in pairs),
+        "bound": _bound(memory, arithmetic, device.start), "copy_gbps": device.bandwidth / 1e9,
+        "gbps": work.bytes / seconds / 1e9, "bandwidth_share": copy / seconds, "samples": len(pairs),
+        "intensity": sum(work.operations.values()) / work.bytes,
+        "gops": sum(work.operations.values()) / seconds / 1e9,
+    }  # fmt: skip
+
+
+def _measured_chain(task: str, images: int, side: int, threads: int, limits: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kernels between two evaluations of a task, in its chain."""
+    looks: list[list[tuple[Work, float]]] = [[]]
+    copies: dict[str, Callable[[], None]] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {}
+
+    def denoise(x: Tensor, s: Tensor) -> Tensor:
+        for work, seconds in looks[-1]:
+            name = work.name
+            if name not in copies:
+                copies[name] = _copies(work)
+                copies[name]()  # the first one finds no memory behind its pages
+                pairs[name] = []
+            started = time.perf_counter()
+            copies[name]()
+            pairs[name].append((seconds, time.perf_counter() - started))
+        looks.append([])
+        return 0.9 * x
+
+    plan, y = problem(task, images, side, denoise, start="zero")
+    with observe.kernel_calls(plan, lambda work, seconds: looks[-1].append((work, seconds))):
+        plan.execute(y)
+    # What came before the first evaluation is the start, and the first look finds pages without memory.
+    works = {work.name: work for look in looks[2:-1] for work, _ in look}
+    return [_row(work, threads, pairs[name][1:] or pairs[name], limits) for name, work in works.items()]
+
+
+def _measured_task(task: str, images: int, threads: int, kernels: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything of ours between two evaluations, where the next look goes through noise if any does."""
+    noisy = [row for row in kernels if "noise" in row["kernel"]]
+    steps = noisy or [row for row in kernels if row["kernel"].startswith("natural_step")]
+    rows = [row for row in kernels if not row["kernel"].startswith("natural_step")] + steps[:1]
+    predicted, seconds = (sum(row[name] for row in rows) for name in ("predicted_seconds", "seconds"))
+    return {
+        "task": task, "images": images, "threads": threads, "kernels": [row["kernel"] for row in rows],
+        "bytes": sum(row["bytes"] for row in rows), "predicted_seconds": predicted, "seconds": seconds,
+        "ratio": seconds / predicted,
+    }  # fmt: skip
+
+
+def _measured_call(
+    kernel: str, arguments: tuple[Any, ...], threads: int, limits: dict[str, Any]
+) -> dict[str, Any]:
+    core = ops.kernels("cpu", torch.empty(1))
+    work = cost.call(kernel, arguments)
+    copy, function = _copies(work), getattr(core, kernel)
+    pairs = []
+    for _ in range(12):
+        started = time.perf_counter()
+        function(*arguments)
+        between = time.perf_counter()
+        copy()
+        pairs.append((between - started, time.perf_counter() - between))
+    return _row(work, threads, pairs[2:], limits)
