@@ -20,14 +20,15 @@ from .cost import Work
 __all__ = ["LibraryCalls", "kernel_calls"]
 
 Seen = Callable[[Work, float], None]
+Clock = Callable[[], float]
 _KERNELS = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals")
 
 
 class _Module:
     """Kernels as functions, each call told to ``seen``."""
 
-    def __init__(self, module: Any, seen: Seen) -> None:
-        self._module, self._seen = module, seen
+    def __init__(self, module: Any, seen: Seen, clock: Clock) -> None:
+        self._module, self._seen, self._clock = module, seen, clock
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._module, name)
@@ -35,9 +36,9 @@ class _Module:
             return function
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = self._clock()
             result = function(*arguments, **options)
-            spent = time.perf_counter() - started
+            spent = self._clock() - started
             self._seen(cost.call(name, arguments), spent)
             return result
 
@@ -47,8 +48,8 @@ class _Module:
 class _Step:
     """A step of the plan, each call told to ``seen``."""
 
-    def __init__(self, step: Any, plan: Plan, seen: Seen) -> None:
-        self._step, self._seen = step, seen
+    def __init__(self, step: Any, plan: Plan, seen: Seen, clock: Clock) -> None:
+        self._step, self._seen, self._clock = step, seen, clock
         self._perturbs = (plan._looks[:, :, 2] > 0).any(1).tolist()
         numbers = plan.inputs[0].numel()
         options = plan.conditioning.step_options
@@ -71,31 +72,31 @@ class _Step:
         self._start = cost.perturb(numbers, antithetic=antithetic, diagonal=precision == "diagonal").of(plan.shape[0])
 
     def perturb(self, look: int, evaluation: int) -> None:
-        started = time.perf_counter()
+        started = self._clock()
         self._step.perturb(look, evaluation)
-        self._seen(self._start, time.perf_counter() - started)
+        self._seen(self._start, self._clock() - started)
 
     def __call__(self, look: int, denoised: Tensor, evaluation: int) -> None:
-        started = time.perf_counter()
+        started = self._clock()
         self._step(look, denoised, evaluation)
-        self._seen(self._works[self._perturbs[look]], time.perf_counter() - started)
+        self._seen(self._works[self._perturbs[look]], self._clock() - started)
 
 
 @contextlib.contextmanager
-def kernel_calls(plan: Plan, seen: Seen) -> Iterator[None]:
+def kernel_calls(plan: Plan, seen: Seen, clock: Clock = time.perf_counter) -> Iterator[None]:
     """While this is open, ``seen(work, seconds)`` hears of every call of our kernels that ``plan`` makes.
 
-    The seconds are the host's: those of the kernel on the CPU, of its launch on a graphics card. It replaces functions
+    The seconds are those of ``clock`` on the host: of the kernel on the CPU, of its launch on a graphics card. It replaces functions
     of this process, so nothing else should run a chain meanwhile.
     """
     steps, kernels = plan.steps, ops.kernels
 
     def watched(backend: str, *tensors: Tensor) -> Any:
         module = kernels(backend, *tensors)
-        return None if module is None else _Module(module, seen)
+        return None if module is None else _Module(module, seen, clock)
 
     try:
-        plan.steps = [[_Step(step, plan, seen) for step in pair] for pair in steps]  # type: ignore[misc]
+        plan.steps = [[_Step(step, plan, seen, clock) for step in pair] for pair in steps]  # type: ignore[misc]
         ops.kernels = watched
         yield
     finally:

@@ -224,14 +224,19 @@ def _known(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
     return any(all(row[name] == other[name] for name in key) for other in rows)
 
 
+def _clock() -> Callable[[], float]:
+    """One thread's own time, in which others that the processor serves meanwhile do not count; else the wall's."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def _least_seconds(run: Callable[[], object], repeats: int, rounds: int = 7) -> float:
     """Of one call, undisturbed."""
-    spent = []
+    clock, spent = _clock(), []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = clock()
         for _ in range(repeats):
             run()
-        spent.append((time.perf_counter() - started) / repeats)
+        spent.append((clock() - started) / repeats)
     return min(spent)
 
 
@@ -289,6 +294,7 @@ def _row(work: Work, threads: int, pairs: Sequence[tuple[float, float]], limits:
 
 def _measured_chain(task: str, images: int, side: int, threads: int, limits: dict[str, Any]) -> list[dict[str, Any]]:
     """The kernels between two evaluations of a task, in its chain."""
+    clock = _clock()
     looks: list[list[tuple[Work, float]]] = [[]]
     copies: dict[str, Callable[[], None]] = {}
     pairs: dict[str, list[tuple[float, float]]] = {}
@@ -300,14 +306,14 @@ def _measured_chain(task: str, images: int, side: int, threads: int, limits: dic
                 copies[name] = _copies(work)
                 copies[name]()  # the first one finds no memory behind its pages
                 pairs[name] = []
-            started = time.perf_counter()
+            started = clock()
             copies[name]()
-            pairs[name].append((seconds, time.perf_counter() - started))
+            pairs[name].append((seconds, clock() - started))
         looks.append([])
         return 0.9 * x
 
     plan, y = problem(task, images, side, denoise, start="zero")
-    with observe.kernel_calls(plan, lambda work, seconds: looks[-1].append((work, seconds))):
+    with observe.kernel_calls(plan, lambda work, seconds: looks[-1].append((work, seconds)), clock):
         plan.execute(y)
     # What came before the first evaluation is the start, and the first look finds pages without memory.
     works = {work.name: work for look in looks[2:-1] for work, _ in look}
@@ -332,12 +338,12 @@ def _measured_call(
 ) -> dict[str, Any]:
     core = ops.kernels("cpu", torch.empty(1))
     work = cost.call(kernel, arguments)
-    copy, function = _copies(work), getattr(core, kernel)
+    copy, function, clock = _copies(work), getattr(core, kernel), _clock()
     pairs = []
     for _ in range(12):
-        started = time.perf_counter()
+        started = clock()
         function(*arguments)
-        between = time.perf_counter()
+        between = clock()
         copy()
-        pairs.append((between - started, time.perf_counter() - between))
+        pairs.append((between - started, clock() - between))
     return _row(work, threads, pairs[2:], limits)
