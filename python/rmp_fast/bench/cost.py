@@ -32,6 +32,8 @@ class Work:
         shared_bytes: read once for all items, such as a mask that all share.
         formulas: how often a formula is evaluated per item.
         launches: kernels that CUDA launches for it.
+        fresh_bytes: of ``image_bytes``, written to memory that the kernel did not read: a CPU fetches it all the same.
+        staged: whether the CPU computes in a cache, on data fetched before, so that arithmetic and memory take turns.
     """
 
     kernel: str
@@ -41,6 +43,8 @@ class Work:
     shared_bytes: float
     formulas: Mapping[str, float]
     launches: int
+    fresh_bytes: float = 0.0
+    staged: bool = False
 
     @property
     def name(self) -> str:
@@ -51,6 +55,11 @@ class Work:
     def bytes(self) -> float:
         """Bytes that must be read or written, by the whole batch."""
         return self.images * self.image_bytes + self.shared_bytes
+
+    @property
+    def cpu_bytes(self) -> float:
+        """What passes between memory and a CPU: :attr:`bytes`, and every line that is fetched only to be overwritten."""
+        return self.bytes + self.images * self.fresh_bytes
 
     @property
     def normals(self) -> float:
@@ -78,7 +87,8 @@ class Work:
 
 def natural_step(
     numbers: int, *, perturbed: bool, correction: str = "none", antithetic: bool = False, drawn: bool = False,
-    precision: str = "fixed", block_numbers: int = 0, factor: int = 1, width: int = 0, shared_mask: bool | None = None,
+    precision: str = "fixed", in_place: bool = False, block_numbers: int = 0, factor: int = 1, width: int = 0,
+    shared_mask: bool | None = None,
 ) -> Work:  # fmt: skip
     """The step of one image.
 
@@ -89,6 +99,7 @@ def natural_step(
         antithetic: pairs of looks.
         drawn: the gradient is taken at the perturbed image.
         precision: ``"fixed"``, ``"isotropic"`` or ``"diagonal"``.
+        in_place: the new mean overwrites the one before, or that of the level above.
         block_numbers, factor, width: of a block average, numbers of one measurement, pixels of a side, of an image row.
         shared_mask: whether all items share the mask; None: there is none.
     """
@@ -115,12 +126,16 @@ def natural_step(
     quads = factor in (2, 4) and width % 4 == 0 and precision != "isotropic"
     if blocks and not quads:
         launches += ["other blocks"] + ["other blocks antithetic"] * antithetic
+    table = _traffic()["natural_step"]
+    fresh = 0.0 if in_place else table["always"]["next_mean"]
+    fresh += 0.0 if drawn or learned else table["always"]["input"]
+    fresh += table["antithetic"]["input_mirror"] if antithetic else 0.0
     shown = [] if correction == "none" else [correction.replace("_", " ")]
     shown += ["antithetic"] * antithetic + ["drawn"] * drawn + [f"{precision} precision"] * learned
     shown += ["noise"] * perturbed
     return dataclasses.replace(
         made, options=tuple(shown), image_bytes=made.image_bytes + per_image,
-        formulas=_formulas("natural_step", numbers, formulas), launches=_launches("natural_step", launches),
+        formulas=_formulas("natural_step", numbers, formulas), launches=_launches("natural_step", launches), fresh_bytes=fresh * numbers,
     )  # fmt: skip
 
 
@@ -131,7 +146,9 @@ def perturb(numbers: int, *, antithetic: bool = False, diagonal: bool = False) -
     each += table["antithetic"]["input_mirror"] if antithetic else 0
     each += table["diagonal"]["curvature"] / 2 if diagonal else 0  # read and not written
     formulas = _formulas("natural_step", numbers, ["perturbed"] + ["perturbed antithetic"] * antithetic)
-    return Work("perturb", (), 1, each * numbers, 0.0, formulas, _launches("natural_step", ["always"]))
+    fresh = each - table["isotropic"]["next_mean"]
+    launches = _launches("natural_step", ["always"])
+    return Work("perturb", (), 1, each * numbers, 0.0, formulas, launches, fresh * numbers)
 
 
 def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
@@ -151,21 +168,24 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
         pixels, blocks = (first, last) if kernel == "block_average" else (last, first)
         small = blocks[0].numel() * sum(_traffic()[kernel]["per block"].values())
         made = _work(kernel, pixels[0].numel(), ["always"]).of(pixels.shape[0])
-        return dataclasses.replace(made, options=(f"factor {factor}",), image_bytes=made.image_bytes + small)
+        fresh = small if kernel == "block_average" else made.fresh_bytes
+        made = dataclasses.replace(made, image_bytes=made.image_bytes + small, fresh_bytes=fresh)
+        return dataclasses.replace(made, options=(f"factor {factor}",))
     if kernel == "separable_blur":
         x, vertical, horizontal, _boundary, adjoint, _ = arguments
         taps = vertical.numel() + horizontal.numel()
         made = _work(kernel, x[0].numel(), ["always"]).of(x.shape[0])
         shown = (f"{vertical.numel()} x {horizontal.numel()} taps", *(["adjoint"] if adjoint else []))
         return dataclasses.replace(
-            made, options=shown, formulas=_formulas(kernel, x[0].numel() * taps, ["per tap"])
+            made, options=shown, formulas=_formulas(kernel, x[0].numel() * taps, ["per tap"]), staged=True
         )
     if kernel == "spectral":
-        c, energy, *_ = arguments
+        c, energy, _, _, out, _ = arguments
         kind = "complex" if c.is_complex() else "real"
         once = ("energy",) if energy.shape[0] == 1 < c.shape[0] else ()
         made = _work(kernel, c[0].numel(), [kind], once).of(c.shape[0])
-        return dataclasses.replace(made, options=(kind,))
+        overwrites = out.data_ptr() == c.data_ptr()
+        return dataclasses.replace(made, options=(kind,), fresh_bytes=0.0 if overwrites else made.fresh_bytes)
     seeds, _, _, out = arguments
     return _work("normals", out.numel() // seeds.numel(), ["always"]).of(seeds.numel())
 
@@ -191,9 +211,9 @@ def _work(kernel: str, numbers: int, parts: Iterable[str], once: Iterable[str] =
     arrays = [(array, size) for part in parts for array, size in _traffic()[kernel].get(part, {}).items()]
     each = numbers * sum(size for array, size in arrays if array not in once)
     shared = numbers * sum(size for array, size in arrays if array in once)
-    return Work(
-        kernel, (), 1, each, shared, _formulas(kernel, numbers, parts), _launches(kernel, ["always"])
-    )
+    fresh = numbers * sum(size for array, size in arrays if array == "out")
+    formulas, launches = _formulas(kernel, numbers, parts), _launches(kernel, ["always"])
+    return Work(kernel, (), 1, each, shared, formulas, launches, fresh)
 
 
 def _formulas(kernel: str, numbers: int, parts: Iterable[str]) -> dict[str, float]:

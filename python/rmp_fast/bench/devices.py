@@ -22,7 +22,9 @@ class Device:
         rates: instructions per second by kind, and ``"all"`` of any kind; ``rates_source``.
         start: seconds from one kernel's last byte to the next one's full speed, inside a graph.
         host_launch: seconds of the host for one launch without a graph; ``launch_source`` of both.
-        normal: seconds of one processor for a standard normal where arithmetic and memory take turns; 0: they overlap.
+        processor: a CPU, which fetches what it will overwrite, and computes normals and blurs in a cache while memory
+            waits. On a card some threads compute while others wait for memory.
+        normal: seconds of a standard normal on a processor; cards make them from their instructions.
     """
 
     name: str
@@ -33,23 +35,34 @@ class Device:
     start: float
     host_launch: float
     launch_source: str
+    processor: bool = False
     normal: float = 0.0
 
     def memory_seconds(self, work: Work) -> float:
         """Of its bytes at the copy bandwidth."""
-        return work.bytes / self.bandwidth
+        # A copy of n bytes moves 1.5 n on a CPU: its half that is written is fetched before.
+        return (work.cpu_bytes / 1.5 if self.processor else work.bytes) / self.bandwidth
 
     def arithmetic_seconds(self, work: Work) -> float:
         """Of its instructions, at the rate of the kind that takes longest."""
-        counted = work.operations_beside_normals if self.normal else work.operations
-        kinds = [counted[kind] / self.rates[kind] for kind in KINDS if kind in self.rates]
-        whole = sum(counted.values()) / self.rates["all"] if "all" in self.rates else 0.0
-        return max(*kinds, whole) + work.normals * self.normal
+        if self.processor:
+            return self._floating_seconds(work) + work.normals * self.normal
+        counted = work.operations
+        return max(*(counted[kind] / self.rates[kind] for kind in KINDS), sum(counted.values()) / self.rates["all"])
 
     def seconds(self, work: Work) -> float:
-        """Of one call: its start and whatever takes longer, memory or arithmetic; normals that take turns come on top."""
-        normals = work.normals * self.normal
-        return self.start * work.launches + max(self.memory_seconds(work), self.arithmetic_seconds(work) - normals) + normals
+        """Of one call: its start, and memory or arithmetic, whichever is slower, or both where they take turns."""
+        memory, start = self.memory_seconds(work), self.start * work.launches
+        if not self.processor:
+            return start + max(memory, self.arithmetic_seconds(work))
+        if work.kernel == "normals":  # nothing but its stores waits
+            return start + max(memory, work.normals * self.normal)
+        floating = self._floating_seconds(work)
+        together = memory + floating if work.staged else max(memory, floating)
+        return self.start + together + work.normals * self.normal
+
+    def _floating_seconds(self, work: Work) -> float:
+        return work.operations_beside_normals["floating"] / self.rates["floating"]
 
 
 _LAUNCHES = (

@@ -17,7 +17,7 @@ from ..plan import Plan
 from . import cost
 from .cost import Work
 
-__all__ = ["LibraryCalls", "kernel_calls"]
+__all__ = ["LibraryCalls", "copies", "kernel_calls"]
 
 Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
@@ -46,9 +46,9 @@ class _Module:
 
 
 class _Step:
-    """A step of the plan, each call told to ``seen``."""
+    """A step of the plan, each call told to ``seen``; ``in_place``: its new mean overwrites one that it read."""
 
-    def __init__(self, step: Any, plan: Plan, seen: Seen, clock: Clock) -> None:
+    def __init__(self, step: Any, plan: Plan, in_place: bool, seen: Seen, clock: Clock) -> None:
         self._step, self._seen, self._clock = step, seen, clock
         self._perturbs = (plan._looks[:, :, 2] > 0).any(1).tolist()
         numbers = plan.inputs[0].numel()
@@ -64,7 +64,7 @@ class _Step:
         self._works = [
             cost.natural_step(
                 numbers, perturbed=perturbed, correction=correction, antithetic=antithetic,
-                drawn=plan.noise == "drawn", precision=precision,
+                drawn=plan.noise == "drawn", precision=precision, in_place=in_place,
                 shared_mask=None if mask is None else mask.shape[0] == 1 < plan.shape[0], **blocks,
             ).of(plan.shape[0])
             for perturbed in (False, True)
@@ -96,14 +96,18 @@ def kernel_calls(plan: Plan, seen: Seen, clock: Clock = time.perf_counter) -> It
         return None if module is None else _Module(module, seen, clock)
 
     try:
-        plan.steps = [[_Step(step, plan, seen, clock) for step in pair] for pair in steps]  # type: ignore[misc]
+        # The first look of a level writes a new mean, unless looks remember the mean before and write over that.
+        plan.steps = [
+            [_Step(first, plan, plan.looks is not None, seen, clock), _Step(others, plan, True, seen, clock)]
+            for first, others in steps
+        ]
         ops.kernels = watched
         yield
     finally:
         plan.steps, ops.kernels = steps, kernels
 
 
-class LibraryCalls(TorchDispatchMode):
+class LibraryCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's own operations that compute: calls, bytes of their arguments and results, and how many of them
     make the host wait for the device.
 
@@ -113,7 +117,7 @@ class LibraryCalls(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls, self.bytes, self.waits = 0, 0, 0
         self.paused = False
 
@@ -130,3 +134,16 @@ class LibraryCalls(TorchDispatchMode):
         tensors = [t for t in (*read, *tree_leaves(result)) if isinstance(t, Tensor)]
         self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
         return result
+
+
+def copies(work: Work) -> Callable[[], None]:
+    """Plain copies that read and write as many bytes as a kernel, in arrays of about as many numbers."""
+    numbers = max(1, round(work.bytes / 8))
+    arrays = max(1, round(work.bytes / (2 * work.images * max(work.image_bytes / 5, 1))))
+    pairs = [(torch.rand(-(-numbers // arrays)), torch.empty(-(-numbers // arrays))) for _ in range(arrays)]
+
+    def run() -> None:
+        for source, target in pairs:
+            target.copy_(source)
+
+    return run

@@ -7,6 +7,7 @@ Two functions for programs, which return what ``rmp-fast roofline --json`` print
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +23,10 @@ from .chains import TASKS, Chain, observed, problem
 from .cost import Work
 from .devices import DEVICES, Device
 
-__all__ = ["IMAGES", "SHARE", "TASKS", "measure", "predict"]
+__all__ = ["IMAGES", "MEASURED", "SHARE", "TASKS", "measure", "predict"]
 
+#: Those whose looks need no iterative solve beside the kernels.
+MEASURED = tuple(name for name in TASKS if name not in presets.NONLINEAR)
 #: Images of a batch, by default.
 IMAGES = (1, 16, 64)
 #: Of the copy bandwidth, what everything of ours between two evaluations of the network should reach.
@@ -159,7 +162,7 @@ def _target(what: str, wanted: float, found: float, worst: str, met: bool) -> di
 
 
 def measure(
-    tasks: Iterable[str] = tuple(task for task in TASKS if task not in presets.NONLINEAR),
+    tasks: Iterable[str] = MEASURED,
     images: Sequence[int] = IMAGES,
     side: int = 256,
     threads: Sequence[int] | None = None,
@@ -177,7 +180,7 @@ def measure(
 
     Returns:
         JSON values: ``device``, ``side``, ``kernels`` and ``tasks`` (rows with ``predicted_seconds``, ``seconds`` and
-        ``ratio``, measured over predicted), ``within`` (the memory-bound rows and how many of them are near), and for a
+        ``ratio``, measured over predicted), ``within`` (by threads, the memory-bound rows and how many of them are near), and for a
         roofline figure ``copy_gbps``, ``gops`` and rows with ``intensity`` (operations per byte) and ``gops``.
 
     Raises:
@@ -205,18 +208,26 @@ def measure(
                 kernels += [_measured_call(*other, count, limits) for other in _others(batch, side)]
     finally:
         torch.set_num_threads(before)
-    bound = [row for row in kernels if row["bound"] == "memory"]
+    processors, load = os.cpu_count() or 1, os.getloadavg()[0]
     largest = [row for row in kernels if row["threads"] == max(threads) and row["images"] == max(images)]
     return {
-        "device": {"id": "cpu", "name": "this machine's CPU", "threads": machine}, "side": side,
-        "kernels": kernels, "tasks": rows,
-        "within": {
-            "bound": NEAR, "memory_bound_rows": len(bound),
-            "near": sum(1 / (1 + NEAR) <= row["ratio"] <= 1 + NEAR for row in bound),
+        "device": {
+            "id": "cpu", "name": "this machine's CPU", "threads": machine, "processors": processors, "load": load,
+            # More wants to run than can: a team of threads waits for its last one.
+            "busy": load > processors + 0.5,
         },
+        "side": side,
+        "kernels": kernels, "tasks": rows,
+        "within": {str(count): _within([row for row in kernels if row["threads"] == count]) for count in threads},
         "copy_gbps": statistics.median(row["copy_gbps"] for row in largest),
         "gops": machine[str(max(threads))]["rates"]["floating"] / 1e9,
     }  # fmt: skip
+
+
+def _within(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    bound = [row["ratio"] for row in rows if row["bound"] == "memory"]
+    near = sum(1 / (1 + NEAR) <= ratio <= 1 + NEAR for ratio in bound)
+    return {"bound": NEAR, "memory_bound_rows": len(bound), "near": near}
 
 
 def _known(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
@@ -254,26 +265,13 @@ def _limits() -> dict[str, Any]:
     return {"rates": {"floating": 512**3 / product}, "normal": normal, "start": start}
 
 
-def _copies(work: Work) -> Callable[[], None]:
-    """Plain copies that read and write as many bytes as a kernel, in arrays of about as many numbers."""
-    numbers = max(1, round(work.bytes / 8))
-    arrays = max(1, round(work.bytes / (2 * work.images * max(work.image_bytes / 5, 1))))
-    pairs = [(torch.rand(-(-numbers // arrays)), torch.empty(-(-numbers // arrays))) for _ in range(arrays)]
-
-    def run() -> None:
-        for source, target in pairs:
-            target.copy_(source)
-
-    return run
-
-
 def _row(work: Work, threads: int, pairs: Sequence[tuple[float, float]], limits: dict[str, Any]) -> dict[str, Any]:
     """Prediction beside measurement, from pairs of the seconds of a kernel and of its copy."""
 
     def expected(copy: float) -> tuple[Device, float]:
         device = Device(
             "cpu", work.bytes / copy, "a copy of as many bytes", limits["rates"], "a matrix product",
-            limits["start"], limits["start"], "a call on one number", limits["normal"],
+            limits["start"], limits["start"], "a call on one number", True, limits["normal"],
         )  # fmt: skip
         return device, device.seconds(work)
 
@@ -300,10 +298,10 @@ def _measured_chain(task: str, images: int, side: int, threads: int, limits: dic
     pairs: dict[str, list[tuple[float, float]]] = {}
 
     def denoise(x: Tensor, s: Tensor) -> Tensor:
-        for work, seconds in looks[-1]:
+        for work, seconds in looks[-1] if len(looks) > 1 else ():  # not of the start
             name = work.name
             if name not in copies:
-                copies[name] = _copies(work)
+                copies[name] = observe.copies(work)
                 copies[name]()  # the first one finds no memory behind its pages
                 pairs[name] = []
             started = clock()
@@ -315,8 +313,8 @@ def _measured_chain(task: str, images: int, side: int, threads: int, limits: dic
     plan, y = problem(task, images, side, denoise, start="zero")
     with observe.kernel_calls(plan, lambda work, seconds: looks[-1].append((work, seconds)), clock):
         plan.execute(y)
-    # What came before the first evaluation is the start, and the first look finds pages without memory.
-    works = {work.name: work for look in looks[2:-1] for work, _ in look}
+    works = {work.name: work for look in looks[1:-1] for work, _ in look}
+    # The first look finds pages without memory.
     return [_row(work, threads, pairs[name][1:] or pairs[name], limits) for name, work in works.items()]
 
 
@@ -338,7 +336,7 @@ def _measured_call(
 ) -> dict[str, Any]:
     core = ops.kernels("cpu", torch.empty(1))
     work = cost.call(kernel, arguments)
-    copy, function, clock = _copies(work), getattr(core, kernel), _clock()
+    copy, function, clock = observe.copies(work), getattr(core, kernel), _clock()
     pairs = []
     for _ in range(12):
         started = clock()
