@@ -18,16 +18,10 @@ RMP_INLINE std::int64_t block_columns(const BlockShape& s, std::int64_t column) 
 // row[0 .. width) <- the sums of `rows` rows from x on, then sums[j] <- the sum of block j.
 // Room behind them: one block and kSlack.
 RMP_INLINE void block_sums(const BlockShape& s, const float* x, std::int64_t rows, float* row, float* sums) {
-  // Row after row, as they lie in memory. A band is too short for the processor to see where it leads, so the next one
-  // is asked for meanwhile; behind the last one nothing is read.
-  const std::int64_t band = rows * s.width;
-  over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
-    __builtin_prefetch(x + band + i);
-    store(row + i, load(x + i, span), span);
-  });
+  // Row after row, as they lie in memory: side by side, rows end before the processor sees where they lead.
+  over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(row + i, load(x + i, span), span); });
   for (std::int64_t r = 1; r < rows; ++r) {
     over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
-      __builtin_prefetch(x + band + r * s.width + i);
       store(row + i, load(row + i, span) + load(x + r * s.width + i, span), span);
     });
   }

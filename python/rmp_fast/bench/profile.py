@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
 import torch
@@ -25,15 +25,17 @@ PHASES = ("start", "network", "operator", "step", "python")
 _MOST_OPERATIONS = 12
 
 
+#: Numbers of a plain copy, 128 MB read and written: more than caches hold.
+_COPIED = 1 << 24
+
+
 @dataclasses.dataclass
 class _Kernel:
-    """Seconds of all calls of one kernel by execution, and of as many copies of its bytes."""
+    """Seconds of every call of one kernel, and its calls in every execution."""
 
     work: Work
-    copy: Callable[[], None]
-    calls: list[int] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
-    copies: list[float] = dataclasses.field(default_factory=list)
+    calls: list[int] = dataclasses.field(default_factory=list)
 
 
 def profile(
@@ -41,8 +43,9 @@ def profile(
 ) -> dict[str, Any]:
     """Run a chain and say where its time goes.
 
-    After a warm-up come ``rounds`` executions, each followed by plain copies of as many bytes as its kernels move, so
-    that both see the same machine; then one under torch's profiler, whose own cost is in no other number.
+    After a warm-up come ``rounds`` executions, each followed by plain copies of 128 MB, so that both see the same
+    machine; then one under torch's profiler, whose own cost is in no other number. Kernels whose images stay in a cache
+    can be faster than a copy from memory.
 
     Args:
         plan: on the CPU, not of the ``reference`` backend, where nothing is ours.
@@ -51,8 +54,8 @@ def profile(
         trace: where to write the Chrome trace, which chrome://tracing and Perfetto show; None: nowhere.
 
     Returns:
-        JSON values, seconds of one execution, medians: ``seconds`` and ``phases``; ``kernels`` (rows with calls,
-        seconds, bytes, ``gbps``, ``copy_gbps`` and ``bandwidth_share``); ``operations``, torch's own, by their time
+        JSON values, seconds of one execution, medians: ``seconds`` and ``phases``; ``copy_gbps``; ``kernels`` (rows
+        with calls, seconds, bytes, ``gbps`` and their ``bandwidth_share`` of the copy); ``operations``, torch's own, by their time
         under the profiler; ``network`` (``gflop`` of one evaluation of the batch, ``gflops``); ``stats`` of the last.
 
     Raises:
@@ -69,6 +72,8 @@ def profile(
     kernels: dict[tuple[str, float], _Kernel] = {}
     calls: list[tuple[Work, float]] = []
     spent: list[dict[str, float]] = []
+    copies: list[float] = []
+    source, target = torch.rand(_COPIED), torch.rand(_COPIED)
     plan.execute(y, seeds)
     with observe.kernel_calls(plan, lambda work, seconds: calls.append((work, seconds))):
         for _ in range(rounds):
@@ -77,13 +82,19 @@ def profile(
             stats = plan.execute(y, seeds).stats
             spent.append(_phases(time.perf_counter() - started, stats, calls))
             _tally(calls, kernels)
+            for _ in range(3):
+                started = time.perf_counter()
+                target.copy_(source)
+                copies.append(time.perf_counter() - started)
+    copy = 8 * _COPIED / statistics.median(copies)
     operations = _traced(plan, y, seeds, trace)
     gflop = _network_gflop(plan)
     seconds = {name: statistics.median(one[name] for one in spent) for name in spent[0]}
     each = seconds["network"] / plan.looks_per_chain / plan.branches
     return {
         "seconds": seconds.pop("all"), "phases": seconds, "evaluations": plan.evaluations, "rounds": rounds,
-        "kernels": sorted(map(_row, kernels.values()), key=lambda row: -row["seconds"]),
+        "copy_gbps": copy / 1e9,
+        "kernels": sorted((_row(kernel, copy) for kernel in kernels.values()), key=lambda row: -row["seconds"]),
         "operations": operations, "stats": stats,
         "network": {"gflop": gflop, "gflops": gflop / each if each else 0.0, "seconds_per_evaluation": each},
         "settings": {
@@ -109,32 +120,22 @@ def _phases(whole: float, stats: dict[str, float], calls: list[tuple[Work, float
 
 
 def _tally(calls: list[tuple[Work, float]], kernels: dict[tuple[str, float], _Kernel]) -> None:
-    """Add the calls of one execution, and copy as many bytes as each of its kernels moves, as often, up to 20 times."""
-    by_kernel: dict[tuple[str, float], list[float]] = {}
+    """Add the calls of one execution."""
+    counts: Counter[tuple[str, float]] = Counter()
     for work, seconds in calls:
         key = (work.name, work.bytes)
-        by_kernel.setdefault(key, []).append(seconds)
-        if key not in kernels:
-            kernels[key] = _Kernel(work, observe.copies(work))
-            kernels[key].copy()
-    for key, found in by_kernel.items():
-        kernel = kernels[key]
-        kernel.calls.append(len(found))
-        kernel.seconds.append(sum(found))
-        for _ in range(min(len(found), 20)):
-            started = time.perf_counter()
-            kernel.copy()
-            kernel.copies.append(time.perf_counter() - started)
+        kernels.setdefault(key, _Kernel(work)).seconds.append(seconds)
+        counts[key] += 1
+    for key, count in counts.items():
+        kernels[key].calls.append(count)
 
 
-def _row(kernel: _Kernel) -> dict[str, Any]:
-    calls = statistics.median(kernel.calls)
-    seconds = statistics.median(kernel.seconds)
-    copy = statistics.median(kernel.copies)
+def _row(kernel: _Kernel, copy: float) -> dict[str, Any]:
+    calls, each = statistics.median(kernel.calls), statistics.median(kernel.seconds)
+    speed = kernel.work.bytes / each
     return {
-        "kernel": kernel.work.name, "calls": calls, "seconds": seconds, "bytes": kernel.work.bytes * calls,
-        "gbps": kernel.work.bytes * calls / seconds / 1e9, "copy_gbps": kernel.work.bytes / copy / 1e9,
-        "bandwidth_share": copy * calls / seconds,
+        "kernel": kernel.work.name, "calls": calls, "seconds": each * calls, "bytes": kernel.work.bytes * calls,
+        "gbps": speed / 1e9, "bandwidth_share": speed / copy,
     }  # fmt: skip
 
 
