@@ -6,7 +6,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
+from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 from torch.profiler import record_function
 
 __all__ = ["PHASES", "phase"]
@@ -20,4 +20,4 @@ _NOTHING = contextlib.nullcontext()
 def phase(name: str) -> AbstractContextManager[Any]:
     """A range of one of :data:`PHASES` while a profiler runs; else nothing, for a quarter of a microsecond."""
     # An idle record_function costs twenty times that.
-    return record_function(f"rmp_fast::{name}") if torch.autograd._profiler_enabled() else _NOTHING
+    return record_function(f"rmp_fast::{name}") if _profiler_enabled() else _NOTHING
