@@ -1,4 +1,4 @@
-"""The chain's phases by name, for profilers: torch's own, and through ``torch.autograd.profiler.emit_nvtx`` NVIDIA's."""
+"""The chain's phases by name, for torch's profiler, and NVIDIA's under ``torch.autograd.profiler.emit_nvtx``."""
 
 from __future__ import annotations
 

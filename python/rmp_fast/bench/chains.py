@@ -120,7 +120,8 @@ def observed(task: str, side: int) -> Chain:
     calls = sum(len(seen) for seen, *_ in between) + len(works)
     first, last = between[0], between[-1]
     count = len(looks)
+    noisiest = max(looks, key=lambda look: sum(work.normals for work in look))
     return Chain(
-        task, plan.evaluations, plan.shape[1], tuple(max(looks, key=lambda look: sum(work.normals for work in look))), calls,
+        task, plan.evaluations, plan.shape[1], tuple(noisiest), calls,
         (last[1] - first[1]) / count, (last[2] - first[2]) / count / 2, last[3] - first[3],
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Work:
 
     @property
     def cpu_bytes(self) -> float:
-        """What passes between memory and a CPU: :attr:`bytes`, and every line that is fetched only to be overwritten."""
+        """What passes between memory and a CPU: :attr:`bytes`, and what is fetched only to be overwritten."""
         return self.bytes + self.images * self.fresh_bytes
 
     @property
@@ -135,7 +135,8 @@ def natural_step(
     shown += ["noise"] * perturbed
     return dataclasses.replace(
         made, options=tuple(shown), image_bytes=made.image_bytes + per_image,
-        formulas=_formulas("natural_step", numbers, formulas), launches=_launches("natural_step", launches), fresh_bytes=fresh * numbers,
+        formulas=_formulas("natural_step", numbers, formulas), launches=_launches("natural_step", launches),
+        fresh_bytes=fresh * numbers,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from .cost import KINDS, Work
 
 __all__ = ["DEVICES", "Device"]
 
-# Copies, bytes read plus written, on two cards of one family against their data sheets: 3.0 of 3.35 and 4.3 of 4.8 TB/s.
+# Copies, read plus written, on H100 and H200 against their data sheets: 3.0 of 3.35 and 4.3 of 4.8 TB/s.
 _MEASURED_SHARE = (3.0 / 3.35 + 4.3 / 4.8) / 2
 
 
@@ -69,7 +69,7 @@ _LAUNCHES = (
     "assumed: 1.5 us from kernel to kernel inside a graph; 5 us of the host for a launch without one, where 4 to 6 us "
     "are reported publicly for CUDA 13"
 )
-_PIPES = "results per clock and multiprocessor as in NVIDIA's CUDA C++ programming guide, table of arithmetic throughput"
+_PIPES = "other kinds as in the table of arithmetic throughput of NVIDIA's CUDA C++ programming guide"
 
 
 def _card(

@@ -86,8 +86,8 @@ class _Step:
 def kernel_calls(plan: Plan, seen: Seen, clock: Clock = time.perf_counter) -> Iterator[None]:
     """While this is open, ``seen(work, seconds)`` hears of every call of our kernels that ``plan`` makes.
 
-    The seconds are those of ``clock`` on the host: of the kernel on the CPU, of its launch on a graphics card. It replaces functions
-    of this process, so nothing else should run a chain meanwhile.
+    The seconds are those of ``clock`` on the host: of the kernel on the CPU, of its launch on a graphics card. It
+    replaces functions of this process, so nothing else should run a chain meanwhile.
     """
     steps, kernels = plan.steps, ops.kernels
 

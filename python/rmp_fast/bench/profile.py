@@ -55,8 +55,9 @@ def profile(
 
     Returns:
         JSON values, seconds of one execution, medians: ``seconds`` and ``phases``; ``copy_gbps``; ``kernels`` (rows
-        with calls, seconds, bytes, ``gbps`` and their ``bandwidth_share`` of the copy); ``operations``, torch's own, by their time
-        under the profiler; ``network`` (``gflop`` of one evaluation of the batch, ``gflops``); ``stats`` of the last.
+        with calls, seconds, bytes, ``gbps`` and their ``bandwidth_share`` of the copy); ``operations``, torch's own, by
+        their time under the profiler; ``network`` (``gflop`` of one evaluation of the batch, ``gflops``); ``stats`` of
+        the last.
 
     Raises:
         ValueError: for other devices and backends, and what execute refuses.
@@ -64,8 +65,8 @@ def profile(
     if plan.device.type != "cpu" or plan.backend == "reference":
         where = f"backend {plan.backend!r} on {plan.device}"
         raise ValueError(
-            f"`plan` must be on the CPU with another backend than 'reference', got {where}; for a graphics card, run it "
-            "under torch.profiler or Nsight with torch.autograd.profiler.emit_nvtx, where the phases have ranges"
+            f"`plan` must be on the CPU with another backend than 'reference', got {where}; for a graphics card, run "
+            "it under torch.profiler or Nsight with torch.autograd.profiler.emit_nvtx, where the phases have ranges"
         )
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}")

@@ -180,8 +180,9 @@ def measure(
 
     Returns:
         JSON values: ``device``, ``side``, ``kernels`` and ``tasks`` (rows with ``predicted_seconds``, ``seconds`` and
-        ``ratio``, measured over predicted), ``within`` (by threads, the memory-bound rows and how many of them are near), and for a
-        roofline figure ``copy_gbps``, ``gops`` and rows with ``intensity`` (operations per byte) and ``gops``.
+        ``ratio``, measured over predicted), ``within`` (by threads, the memory-bound rows and how many of
+        them are near), and for a roofline figure ``copy_gbps``, ``gops`` and rows with ``intensity`` (operations per
+        byte) and ``gops``.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`predict`.
@@ -331,9 +332,7 @@ def _measured_task(task: str, images: int, threads: int, kernels: Sequence[dict[
     }  # fmt: skip
 
 
-def _measured_call(
-    kernel: str, arguments: tuple[Any, ...], threads: int, limits: dict[str, Any]
-) -> dict[str, Any]:
+def _measured_call(kernel: str, arguments: tuple[Any, ...], threads: int, limits: dict[str, Any]) -> dict[str, Any]:
     core = ops.kernels("cpu", torch.empty(1))
     work = cost.call(kernel, arguments)
     copy, function, clock = observe.copies(work), getattr(core, kernel), _clock()

@@ -16,7 +16,7 @@ from .. import images, priors
 from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
-from .compare import chain_options
+from .compare import chain_options, to_prior_range
 from .inputs import make_output_folder
 from .roofline import table
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     prior = priors.load(options.prior)
-    picture = _picture(options, prior.network_channels)
+    grey = prior.network_channels == 1 or settings.operator in ("mri", "phase_retrieval")
+    picture = _picture(options, grey)
     try:
         plan, y, seeds = _chain(options, settings, prior, picture)
         if out is not None:
@@ -70,16 +71,15 @@ def _chain(
     names = [str(index) for index in range(options.batch)]
     truths = torch.from_numpy(np.stack([picture] * options.batch))
     op = degrade.build(settings, names, picture.shape, options.seed)
-    plan = Plan(
-        op, prior, tuple(truths.shape), options.noise_std, data_range=(0.0, 1.0), backend=options.backend,
-        **chain_options(settings.name, prior, options.evaluations),
-    )  # fmt: skip
-    y = degrade.simulate(op, truths, options.noise_std, names, options.seed)
+    y = to_prior_range(op, degrade.simulate(op, truths, options.noise_std, names, options.seed), truths)
+    noise_std = options.noise_std * (2.0 if op.linear else degrade.own_unit(op))
+    chain = chain_options(settings.name, prior, options.evaluations)
+    plan = Plan(op, prior, tuple(truths.shape), noise_std, backend=options.backend, **chain)
     seeds = [derive_seed(options.seed, "chain", name) for name in names]
     return plan, y, torch.tensor(seeds, dtype=torch.int64)
 
 
-def _picture(options: argparse.Namespace, channels: int) -> NDArray[np.float32]:
+def _picture(options: argparse.Namespace, grey: bool) -> NDArray[np.float32]:
     """The middle of the image, (C, H, W) on [0, 1]: cut to a square, and scaled where that is not of the size."""
     side = options.size or (32 if options.prior == "fashion" else 256)
     if options.image is None:
@@ -91,7 +91,7 @@ def _picture(options: argparse.Namespace, channels: int) -> NDArray[np.float32]:
             pixels = images.read(options.image).pixels
         except images.ImageError as error:
             raise UsageError(f"`--image` {error}") from error
-    if channels == 1:
+    if grey:
         pixels = pixels.mean(0, keepdims=True)
     short = min(pixels.shape[1:])
     if options.image is not None and short > side:

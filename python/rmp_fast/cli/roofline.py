@@ -75,7 +75,7 @@ def _predicted(report: dict[str, Any]) -> str:
         "",
         "everything of ours between two evaluations of the network; least: what the launches alone take",
         *table(
-            ("task", "images", "MB", "Mop", "launches", "graph us", "eager us", "least graph", "least eager", "of copy"),
+            ("task", "images", "MB", "Mop", "launches", "graph us", "eager us", "least", "least eager", "of copy"),
             [
                 (
                     row["task"], row["images"], f"{row['bytes'] / 1e6:.2f}", _millions(row["operations"]),
@@ -103,7 +103,8 @@ def _predicted(report: dict[str, Any]) -> str:
         lines += ["", "targets"]
     for row in report["targets"]:
         verdict = "met" if row["met"] else "missed"
-        lines.append(f"  {verdict:<7} {row['target']}: {row['found']:.3g}, wanted {row['wanted']:g} ({row['worst_task']})")
+        found = f"{row['found']:.3g}, wanted {row['wanted']:g}; furthest: {row['worst_task']}"
+        lines.append(f"  {verdict:<7} {row['target']}: {found}")
     return "\n".join(lines)
 
 
@@ -111,9 +112,8 @@ def _measured(report: dict[str, Any]) -> str:
     lines = [f"this machine's CPU, measured; images of {report['side']} x {report['side']}"]
     for threads, limits in report["device"]["threads"].items():
         lines.append(
-            f"  {threads} thread{'s' * (threads != '1')}: {limits['rates']['floating'] / 1e9:.0f} G fused multiply-adds/s "
-            f"in a matrix product, {1e-6 / limits['normal']:.0f} M normals/s in a cache, "
-            f"{limits['start'] * 1e6:.1f} us a call"
+            f"  {_threads(threads)}: {limits['rates']['floating'] / 1e9:.0f} G fused multiply-adds/s in a matrix product, "
+            f"{1e-6 / limits['normal']:.0f} M normals/s in a cache, {limits['start'] * 1e6:.1f} us a call"
         )
     columns = ("threads", "images")
     lines += [
@@ -145,12 +145,16 @@ def _measured(report: dict[str, Any]) -> str:
         ),
         "",
         *(
-            f"{threads} thread{'s' * (threads != '1')}: {within['near']} of {within['memory_bound_rows']} memory-bound rows "
-            f"are within {within['bound']:.0%} of the prediction"
+            f"{_threads(threads)}: {within['near']} of {within['memory_bound_rows']} memory-bound rows are within "
+            f"{within['bound']:.0%} of the prediction"
             for threads, within in report["within"].items()
         ),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _threads(count: str) -> str:
+    return f"{count} thread{'' if count == '1' else 's'}"
 
 
 def _micro(row: dict[str, Any], *names: str) -> list[str]:

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--task", default="inpaint_random", metavar="NAME", help="how the image is degraded")
     add_problem(parser)
     parser.set_defaults(noise_std=0.05)
-    parser.add_argument("--image", type=pathlib.Path, metavar="FILE", help="a clean image (a photograph of scikit-image)")
+    parser.add_argument("--image", type=pathlib.Path, metavar="FILE", help="a clean image (a photograph)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the square cut from it (256; fashion: 32)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="so many times the image (1)")
     parser.add_argument("--evaluations", type=int, default=20, metavar="N", help="network evaluations per image (20)")

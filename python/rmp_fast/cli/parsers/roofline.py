@@ -19,12 +19,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--device", default="h100", metavar="NAME", help="a100, h100 (default), h200, b200 or cpu")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="NAME", help="denoise, inpaint_random, sr4, mri, ... (all; on cpu the linear ones)"
+        "--tasks", nargs="+", metavar="NAME", help="denoise, sr4, mri, ... (all; on cpu the linear ones)"
     )
     parser.add_argument("--images", nargs="+", type=int, default=[1, 16, 64], metavar="N", help="of a batch (1 16 64)")
     parser.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of the square images (256)")
     parser.add_argument(
-        "--threads", nargs="+", type=int, metavar="N", help="on cpu, numbers of threads (one, and as many as torch uses)"
+        "--threads", nargs="+", type=int, metavar="N", help="on cpu, how many (one, and as many as torch uses)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the JSON there as well")
