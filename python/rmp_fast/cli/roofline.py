@@ -111,8 +111,9 @@ def _predicted(report: dict[str, Any]) -> str:
 def _measured(report: dict[str, Any]) -> str:
     lines = [f"this machine's CPU, measured; images of {report['side']} x {report['side']}"]
     for threads, limits in report["device"]["threads"].items():
+        product = limits["rates"]["floating"] / 1e9
         lines.append(
-            f"  {_threads(threads)}: {limits['rates']['floating'] / 1e9:.0f} G fused multiply-adds/s in a matrix product, "
+            f"  {_threads(threads)}: {product:.0f} G fused multiply-adds/s in a matrix product, "
             f"{1e-6 / limits['normal']:.0f} M normals/s in a cache, {limits['start'] * 1e6:.1f} us a call"
         )
     columns = ("threads", "images")
