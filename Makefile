@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc kernels python cmake CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
-NATIVE := $(shell find csrc kernels tests/simt -name '*.cpp' -o -name '*.cu' -o -name '*.h' 2>/dev/null)
+NATIVE := $(shell find csrc kernels tests/simt tests/counted -name '*.cpp' -o -name '*.cu' -o -name '*.h' 2>/dev/null)
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py

@@ -15,6 +15,7 @@ from step_problem import CORRECTIONS, MODES, Problem
 from torch import Tensor
 
 from rmp_fast import _core
+from rmp_fast.bench import cost
 
 LARGE = (3, 3, 37, 44)  # several blocks and chunks, rows of whole groups of four
 ODD = (3, 2, 19, 23)
@@ -211,3 +212,36 @@ def test_missing_barrier_shows_as_a_race_or_in_the_result() -> None:
 def test_blocks_that_share_a_number_are_found() -> None:
     message, _ = faulty(8)
     assert "data race on 4 bytes of global memory" in message
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_launches_as_many_kernels_as_the_cost_model_says(mode: str, correction: str) -> None:
+    shape, settings = (3, 2, 12, 16), {**MODES[mode], **CORRECTIONS[correction]}
+    learned = settings.get("learned", False)
+    work = cost.natural_step(
+        2 * 12 * 16, perturbed=True, correction=settings.get("correction", "none"),
+        antithetic=settings.get("antithetic", False), drawn=settings.get("drawn", False),
+        precision="diagonal" if learned == "diagonal" else "isotropic" if learned else "fixed",
+        factor=settings.get("factor", 1), width=16,
+    )  # fmt: skip
+    before = core.launches()
+    Problem(shape, **settings).run("cuda")
+    assert core.launches() - before == work.launches
+
+
+def test_operators_launch_as_many_kernels_as_the_cost_model_says() -> None:
+    x, out, taps = torch.rand(2, 3, 12, 16), torch.empty(2, 3, 12, 16), torch.rand(5)
+    blocks, mask = torch.rand(2, 3, 3, 4), torch.ones(1, 3, 12, 16, dtype=torch.uint8)
+    calls = {
+        "mask": (x, mask, out),
+        "block_average": (x, 4, blocks),
+        "block_average_adjoint": (blocks, 4, out),
+        "separable_blur": (x, taps, taps, "reflect", False, out),
+        "spectral": (x.flatten(1), x[:1].flatten(1), x.flatten(1), torch.ones(2), out.flatten(1), True),
+        "normals": (torch.arange(2), 0, 0, out.flatten(1)),
+    }
+    for name, arguments in calls.items():
+        before = core.launches()
+        getattr(core, name)(*arguments)
+        assert core.launches() - before == cost.call(name, arguments).launches, name

@@ -162,6 +162,10 @@ class Simulated:
         """How blocks and threads are shuffled, and the size of the device, few processors so that blocks take turns."""
         self._library.simt_setup(ctypes.c_uint64(seed), ctypes.c_uint(processors))
 
+    def launches(self) -> int:
+        """How many kernels were launched so far."""
+        return int(self._library.simt_launches())
+
     def inject(self, error: int) -> None:
         """Make the next launch fail with a ``cudaError_t``."""
         self._library.simt_inject(ctypes.c_int(error))

@@ -18,11 +18,13 @@ RMP_INLINE std::int64_t block_columns(const BlockShape& s, std::int64_t column) 
 // row[0 .. width) <- the sums of `rows` rows from x on, then sums[j] <- the sum of block j.
 // Room behind them: one block and kSlack.
 RMP_INLINE void block_sums(const BlockShape& s, const float* x, std::int64_t rows, float* row, float* sums) {
-  over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
-    Float sum = load(x + i, span);
-    for (std::int64_t r = 1; r < rows; ++r) sum += load(x + r * s.width + i, span);
-    store(row + i, sum, span);
-  });
+  // Row after row, as they lie in memory: side by side, rows end before the processor sees where they lead.
+  over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA { store(row + i, load(x + i, span), span); });
+  for (std::int64_t r = 1; r < rows; ++r) {
+    over(s.width, [&](std::int64_t i, auto span) RMP_INLINE_LAMBDA {
+      store(row + i, load(row + i, span) + load(x + r * s.width + i, span), span);
+    });
+  }
   const std::int64_t columns = s.columns(), factor = s.factor_columns;
   if (factor & (factor - 1)) {
     for (std::int64_t j = 0; j < columns; ++j) {

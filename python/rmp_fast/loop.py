@@ -10,6 +10,7 @@ from torch import Tensor
 from . import cuda_ops
 from ._checks import check_denoised
 from .priors import Prior
+from .ranges import phase
 
 if TYPE_CHECKING:
     from .execution import Tally
@@ -39,12 +40,15 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float], tally: Tally) -> Tens
         first, others = plan.steps[level % 2]
         for inner in range(plan.looks_per_level):
             t0 = clock()
-            d, backward = plan.conditioning.denoise(prior, plan.inputs, plan.network_levels[look])
+            with phase("network"):
+                d, backward = plan.conditioning.denoise(prior, plan.inputs, plan.network_levels[look])
             t1 = clock()
-            d = plan.conditioning.condition(d, look, backward)
+            with phase("operator"):
+                d = plan.conditioning.condition(d, look, backward)
             t2 = clock()
             step = first if inner == 0 else others
-            step(look, d, look + 1)
+            with phase("step"):
+                step(look, d, look + 1)
             look += 1
             network += t1 - t0
             operator += t2 - t1

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .operators import LinearOperator
 from .operators.conjugate_gradients import conjugate_gradients
+from .ranges import phase
 
 __all__ = ["smooth_start"]
 
@@ -37,7 +38,8 @@ def smooth_start(
         return op.adjoint(op.A(x), image_shape) + weight * _laplacian(_laplacian(x))
 
     steps = op.start_iterations if iterations is None else iterations
-    return conjugate_gradients(hessian, op.adjoint(y, image_shape), steps).solution
+    with phase("start"):
+        return conjugate_gradients(hessian, op.adjoint(y, image_shape), steps).solution
 
 
 def _laplacian(x: Tensor) -> Tensor:

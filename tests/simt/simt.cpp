@@ -31,6 +31,7 @@ constexpr std::size_t kStack = 1 << 17, kMostShared = 48 << 10, kSlot = 16;
 std::mutex launching;
 std::mt19937_64 shuffler;
 unsigned multiprocessors = 2;
+unsigned launches = 0;  // so far
 cudaError_t injected = cudaSuccess, last = cudaSuccess;
 std::string failure;  // of the launch under way
 
@@ -272,6 +273,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
       grid.y > 65535 || config.dynamicSmemBytes > kMostShared) {
     return failed(cudaErrorInvalidConfiguration);
   }
+  ++launches;
   blockDim = config.blockDim;
   gridDim = grid;
   block.shared_bytes = config.dynamicSmemBytes;
@@ -360,6 +362,7 @@ extern "C" __attribute__((visibility("default"))) void simt_setup(std::uint64_t 
   shuffler.seed(seed);
   multiprocessors = processors;
 }
+extern "C" __attribute__((visibility("default"))) unsigned simt_launches() { return launches; }
 extern "C" __attribute__((visibility("default"))) void simt_inject(int error) {
   injected = static_cast<cudaError_t>(error);
 }
