@@ -16,6 +16,11 @@ target_compile_options(rmp_fast PRIVATE -ffp-contract=off)
 # Before version 1 every minor version may change the binary interface.
 set_target_properties(rmp_fast PROPERTIES VERSION ${PROJECT_VERSION}
                       SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+# The standard library's templates are visible whatever the compiler is told.
+if(BUILD_SHARED_LIBS AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  target_link_options(rmp_fast PRIVATE "LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/rmp_fast.map")
+  set_property(TARGET rmp_fast APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/rmp_fast.map)
+endif()
 
 set(rmp_fast_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/rmp_fast)
 install(TARGETS rmp_fast EXPORT rmp_fastTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}

@@ -57,7 +57,8 @@ rmp_fast_options defaults() {
 
 // Programs may be older than the library, and know fewer fields; not the other way round.
 void check_size(std::size_t size) {
-  if (size < offsetof(rmp_fast_options, threads) || size > sizeof(rmp_fast_options)) {
+  constexpr std::size_t kFirst = offsetof(rmp_fast_options, threads) + sizeof(rmp_fast_options::threads);
+  if (size < kFirst || size > sizeof(rmp_fast_options)) {
     refuse("size", "be that of the rmp_fast_options of this library, " + std::to_string(sizeof(rmp_fast_options)),
            std::to_string(size) + "; call rmp_fast_options_init, and build with the header of the library");
   }
