@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rmp_fast as rmp
-from rmp_fast import loop, schedules, table
+from rmp_fast import loop, schedules
 
 SHAPE = (3, 2, 7, 9)
 LEVELS = (0.05, 0.3, 1.5, 8.0)
@@ -77,7 +78,12 @@ def of_library(kind: str, chain: dict[str, object], shape: tuple[int, ...] = SHA
 
 
 def of_python(op: rmp.operators.Operator, chain: dict[str, object], **options: object) -> rmp.Plan:
-    settings = {"schedule": schedules.Schedule(torch.tensor(LEVELS)), "noise_std": 0.1, "shape": SHAPE, **options}
+    settings = {
+        "schedule": schedules.Schedule(torch.tensor(LEVELS, dtype=torch.float64)),
+        "noise_std": 0.1,
+        "shape": SHAPE,
+        **options,
+    }
     if "looks" in settings:
         del settings["schedule"]
     return rmp.Plan(op, PRIOR, backend="cpu", **settings, **chain)
@@ -96,15 +102,14 @@ def test_the_numbers_are_pythons_to_the_last_bit(op, chain):
 
 def test_looks_given_one_by_one_are_pythons_to_the_last_bit():
     columns = [[5.0, 1.0, 0.2], [4.0, 0.8, 0.0], [0.9, 0.8, 0.7], [0.0, 0.3, -0.1], [0.3, 0.2, 0.1]]
-    looks = schedules.Looks(*map(torch.tensor, columns))
+    looks = schedules.Looks(*(torch.tensor(column, dtype=torch.float64) for column in columns))
     rows = (c.Look * 3)(*(c.Look(*row) for row in zip(*columns, strict=True)))
     operator, fields = blocks("mask")
     for noise in ("control", "antithetic", "none"):
         plan = of_python(operator, {"noise": noise}, looks=looks)
         mine = of_library(fields["kind"], {"noise": noise}, levels=None, looks=rows, look_count=3, op_mask_items=1,
                           op_mask=fields["op_mask"])  # fmt: skip
-        # Python holds these columns in float32 tensors here, so both start from the same numbers.
-        assert torch.allclose(mine.coefficients(), plan._looks, rtol=1e-7, atol=0)
+        assert torch.equal(mine.coefficients(), plan._looks)
         y = measured(operator)
         assert torch.equal(mine.execute(y)[0], plan.execute(y).mean)
 
@@ -116,7 +121,6 @@ def test_the_table_is_pythons(chain):
     plan = of_python(rmp.operators.Denoising(), chain, noise_std=noise_std)
     mine = of_library("identity", chain, noise_std=c.doubles(noise_std.tolist()), noise_std_count=3)
     assert torch.equal(mine.coefficients(), plan._looks)
-    assert table.rows_of_levels.__module__ == "rmp_fast.table"
 
 
 def test_noise_levels_and_starts_belong_to_the_items():
@@ -166,7 +170,7 @@ def linear(columns: str) -> object:
 
 def linear_operator() -> rmp.operators.Operator:
     return rmp.operators.from_callable(
-        lambda x: x.flatten(1) @ MATRIX.T.to(x.dtype), (1, 11), (1, *SHAPE[1:]), linear=True,
+        lambda x: x.flatten(1) @ MATRIX.T.to(x.dtype), (11,), SHAPE[1:], linear=True,
         adjoint=lambda y: (y @ MATRIX.to(y.dtype)).reshape(-1, *SHAPE[1:]),
     )  # fmt: skip
 
@@ -184,7 +188,7 @@ def test_linear_callbacks_agree_to_rounding(noise):
 
 def test_a_correction_of_the_callers_own_agrees_to_rounding():
     """The correction of a mask, written as a callback."""
-    operator, fields = blocks("mask per item")
+    operator, _ = blocks("mask per item")
     seen = operator.form(SHAPE, torch.device("cpu"), torch.float32).mask.bool()
     calls = []
 
@@ -268,7 +272,7 @@ REFUSED = [
     ({"noise_std_count": 2}, "`noise_std_count` must be 1 or batch = 3, got 2"),
     ({"noise_std": c.doubles([-0.1])}, "`noise_std` must be finite and >= 0, got -0.1 at 0"),
     ({"size": 8}, "`size` must be that of the rmp_fast_options of this library"),
-    ({"size": 4096}, "call rmp_fast_options_init"),
+    ({"size": 4096}, "`size` must be that of the rmp_fast_options of this library"),
     ({"op_kind": 6}, "`op.kind` must be one of 0 ... 5, got 6"),
     ({"op_kind": 1}, "`op.mask` must be given, got NULL"),
     ({"op_kind": 2}, "`op.factor` must be at least 1, got 0"),
@@ -292,10 +296,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_refusals_say_what_was_wrong(fields, message):
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=f"^{c.INVALID_ARGUMENT}: {re.escape(message)}"):
         c.Plan(c.options(SHAPE, **fields))
-    assert str(refusal.value).startswith(f"{c.INVALID_ARGUMENT}: ")
-    assert message in str(refusal.value)
 
 
 def test_functions_refuse_what_they_cannot_use():

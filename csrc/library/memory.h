@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -15,8 +16,10 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::int64_t count) : count_(count) {
-    if (static_cast<std::uint64_t>(count) > PTRDIFF_MAX / sizeof(T)) throw std::bad_alloc();
-    data_.reset(static_cast<T*>(::operator new(bytes() ? bytes() : 1, kAlignment)));
+    if (static_cast<std::uint64_t>(count) > (PTRDIFF_MAX - kAlignment) / sizeof(T)) throw std::bad_alloc();
+    const std::size_t whole = (bytes() / kAlignment + 1) * kAlignment;
+    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, whole)));
+    if (!data_) throw std::bad_alloc();
     std::memset(static_cast<void*>(data_.get()), 0, bytes());
   }
 
@@ -26,9 +29,9 @@ class Buffer {
   T& operator[](std::int64_t i) const { return data_[static_cast<std::size_t>(i)]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
+  static constexpr std::size_t kAlignment = 64;
   struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+    void operator()(T* memory) const { std::free(memory); }
   };
 
   std::unique_ptr<T[], Free> data_;
