@@ -16,6 +16,7 @@ import rmp_fast as rmp
 from rmp_fast import export, presets, schedules
 
 HEADERS = "ONNXRUNTIME_INCLUDE_DIR"
+RUNTIME = c.BUILDS / "onnxruntime"
 
 
 @functools.cache
@@ -29,8 +30,13 @@ def examples() -> pathlib.Path:
     except ImportError:
         pass
     else:
-        for found in sorted(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")):
-            definitions["ONNXRUNTIME_LIBRARY"] = str(found)
+        # The package's library answers to another name than that of its file.
+        RUNTIME.mkdir(parents=True, exist_ok=True)
+        for found in pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"):
+            link = RUNTIME / "libonnxruntime.so.1"
+            link.unlink(missing_ok=True)
+            link.symlink_to(found)
+            definitions["ONNXRUNTIME_LIBRARY"] = str(link)
     return c.built("examples", c.ROOT / "csrc" / "examples", **definitions)
 
 
@@ -94,7 +100,8 @@ def test_fashion_runs_through_onnx_runtime(exported, tmp_path):
     op = rmp.operators.SuperResolution(4)
     y = op.A(clean) + 0.05 * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     (tmp_path / "y.f32").write_bytes(y.numpy().tobytes())
-    c.run(program, exported, exported.with_suffix(".csv"), tmp_path / "y.f32", tmp_path / "out.f32")
+    files = (exported.with_suffix(".csv"), tmp_path / "y.f32", tmp_path / "out.f32")
+    c.run(program, exported, *files, env=os.environ | {"LD_LIBRARY_PATH": str(RUNTIME)})
     mean = torch.from_numpy(np.fromfile(tmp_path / "out.f32", np.float32)).reshape(clean.shape)
     prior = rmp.priors.load("fashion")
     settings = presets.for_task("sr4", prior)
