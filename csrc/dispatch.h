@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "csrc/tensor_view.h"
+#include "csrc/device.h"
 #include "kernels/launchers.h"
 
 namespace rmp {

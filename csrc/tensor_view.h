@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "csrc/device.h"
+
 namespace rmp {
 
 struct DLManagedTensor;
@@ -14,14 +16,6 @@ struct DLManagedTensor;
 enum class DType { float32, complex64, int64, uint8, boolean, other };
 
 using Shape = std::vector<std::int64_t>;
-
-struct Device {
-  bool cuda = false;
-  int index = 0;  // of a CUDA device
-
-  bool operator==(const Device& other) const { return cuda == other.cuda && (!cuda || index == other.index); }
-  std::string text() const { return cuda ? "cuda:" + std::to_string(index) : "cpu"; }
-};
 
 std::string shape_text(const Shape& shape);
 
