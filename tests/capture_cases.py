@@ -11,7 +11,7 @@ from torch import Tensor
 import rmp_fast as rmp
 from rmp_fast import guidance, operators
 
-__all__ = ["CHAINS", "GUIDED", "NOISES", "OPERATORS", "OPTIONS", "SHAPE", "make_plan", "measured", "prior_for"]
+__all__ = ["CHAINS", "OPERATORS", "SHAPE", "arguments", "make_plan", "measured", "named"]
 
 SHAPE = (2, 2, 6, 8)
 NOISES = ("control", "drawn", "antithetic", "none")
@@ -84,6 +84,12 @@ CHAINS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+def named(chain: tuple[str, dict[str, Any]]) -> str:
+    """Its name among the tests."""
+    options = (str(v) if isinstance(v, str) else k for k, v in chain[1].items())
+    return " ".join([chain[0], *options])
+
+
 def prior_for(name: str) -> rmp.priors.Prior:
     """A smooth denoiser, or for "signals" a mixture."""
     if name != "signals":
@@ -102,12 +108,17 @@ def shape_for(name: str) -> tuple[int, ...]:
     return (2, 5) if name == "signals" else SHAPE
 
 
-def make_plan(name: str, prior: rmp.priors.Prior | None = None, **options: Any) -> rmp.Plan:
-    """A short plan."""
+def arguments(name: str, **options: Any) -> dict[str, Any]:
+    """Of a short plan."""
     op = operator_for(name)
+    made = {"op": op, "prior": prior_for(name), "shape": shape_for(name), "noise_std": 0.1}
     first = guidance.usable(op, _NETWORK)[0]
-    settings = {"schedule": rmp.schedules.log(2, 0.05, 10.0), "noise_std": 0.1, "guidance": first, **options}
-    return rmp.Plan(op, prior_for(name) if prior is None else prior, shape_for(name), **settings)
+    return {**made, "schedule": rmp.schedules.log(2, 0.05, 10.0), "guidance": first, **options}
+
+
+def make_plan(name: str, **options: Any) -> rmp.Plan:
+    """A short plan."""
+    return rmp.Plan(**arguments(name, **options))
 
 
 def measured(name: str, seed: int = 0) -> Tensor:

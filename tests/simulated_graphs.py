@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rmp_fast import graph, ops
-from rmp_fast.watch import forbidden
+from rmp_fast.watch import Observer, forbidden
 
 __all__ = ["Driver"]
 
@@ -31,18 +30,17 @@ class _Stream:
         self.driver.log("synchronize", self.name)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Observer):
     """Runs operators and keeps what replays need."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if forbidden(func, args, kwargs):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
-        out = func(*args, **kwargs)
+        out = super().see(func, args, kwargs)
         given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         new = [t for t in made if t.untyped_storage().data_ptr() not in given]
@@ -90,6 +88,7 @@ class Driver:
             "set_stream": self._set,
             "synchronize": lambda device=None: self.log("synchronize", "device"),
             "device": lambda device: contextlib.nullcontext(),
+            "memory_snapshot": self._segments,
         }
         for name, stand_in in stand_ins.items():
             patch.setattr(torch.cuda, name, stand_in)
@@ -101,6 +100,11 @@ class Driver:
     def log(self, what: str, on: Any) -> None:
         """Note a call."""
         self.calls.append((what, on))
+
+    def _segments(self) -> list[dict[str, Any]]:
+        """As much memory as the graphs of a pool ever used."""
+        sizes = {p: sum(t.nbytes for g in gs for *_, made in g.calls for t in made) for p, gs in self.pools.items()}
+        return [{"segment_pool_id": pool, "total_size": size} for pool, size in sizes.items()]
 
     def _set(self, stream: _Stream) -> None:
         self.current = stream

@@ -28,7 +28,7 @@ from .watch import Watch, place_of
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["Captured", "GraphPool", "Recording", "capture", "refusal"]
+__all__ = ["Captured", "GraphPool", "Recording", "capture", "check", "refusal"]
 
 #: torch allows one capture at a time in a process.
 _capturing = threading.Lock()
@@ -85,11 +85,16 @@ def refusal(plan: Plan) -> str | None:
     return None
 
 
-def capture(plan: Plan, pool: GraphPool | None) -> Captured:
-    """Record the chain of ``plan``; see :meth:`rmp_fast.Plan.capture`."""
+def check(plan: Plan) -> None:
+    """ValueError where the plan cannot be captured, with the reason."""
     reason = refusal(plan)
     if reason is not None:
         raise ValueError(f"the plan cannot be captured: {reason}")
+
+
+def capture(plan: Plan, pool: GraphPool | None) -> Captured:
+    """Record the chain of ``plan``; see :meth:`rmp_fast.Plan.capture`."""
+    check(plan)
     if pool is not None and pool.device != plan.device:
         raise ValueError(f"`pool` must be on the plan's device {plan.device}, got {pool.device}")
     with _capturing, torch.cuda.device(plan.device), torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Watch", "forbidden", "place_of"]
+__all__ = ["Observer", "Watch", "forbidden", "place_of"]
 
 _ANYWAY = {
     "aten::_linalg_check_errors": "waits for the device to check a decomposition",
@@ -48,27 +48,47 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
     return (v for v in values if isinstance(v, Tensor))
 
 
-class Watch(TorchDispatchMode):
-    """While active, notes operations that a capture would trip over.
+class Observer(TorchDispatchMode):
+    """While active, :meth:`see` stands between a program and every torch operator that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Take composite operators apart, which come whole in inference mode."""
+        if func.namespace == "aten" and func._can_decompose():
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        return self.see(func, args, kwargs or {})
+
+    def see(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator."""
+        return function(*args, **kwargs)
+
+
+class Watch(Observer):
+    """Notes operations that a capture would trip over.
 
     Attributes:
         found: descriptions in order of appearance, with the line of Python that asked for it, each once.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: list[str] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def see(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note, then run."""
-        reason = forbidden(func, args, kwargs or {})
+        reason = forbidden(function, args, kwargs)
         if reason is not None:
-            described = f"{func} {reason}{place_of(traceback.extract_stack()[:-1])}"
+            described = f"{function} {reason}{place_of(traceback.extract_stack()[:-1])}"
             if described not in self.found:
                 self.found.append(described)
-        return func(*args, **(kwargs or {}))
+        return super().see(function, args, kwargs)
 
 
 def place_of(stack: Sequence[traceback.FrameSummary]) -> str:
