@@ -136,7 +136,8 @@ class Conditioning:
     def condition(self, denoised: Tensor, look: int, backward: Backward | None) -> Tensor:
         """d_y, or D where the step itself corrects it."""
         if backward is not None:
-            self._differentiate(denoised, look, backward)
+            direction, bound = self.directions(denoised, look)
+            self.take_gradient(backward(direction), bound, look)
             return denoised
         if self.guidance == "gauss_newton":
             return self._each_half(denoised, lambda half: self._gauss_newton(half, look))
@@ -158,16 +159,21 @@ class Conditioning:
             return correct(denoised)
         return torch.cat([correct(half) for half in denoised.chunk(self._copies)])
 
-    def _differentiate(self, denoised: Tensor, look: int, backward: Backward) -> None:
-        assert self.gradient is not None
+    def directions(self, denoised: Tensor, look: int) -> tuple[Tensor, Tensor]:
+        """u of J^T u, (copies * B, ...), and the norm (copies * B,) that its weighted product may have."""
         directions = [
             direction(self.guidance, self.op, half, self.data, self._ratio(look), lambda r: self._gram_solve(r, look))
             for half in denoised.chunk(self._copies)
         ]
-        self.gradient.copy_(backward(torch.cat([u for u, _ in directions])))
+        return torch.cat([u for u, _ in directions]), torch.cat([bound for _, bound in directions])
+
+    def take_gradient(self, gradient: Tensor, bound: Tensor, look: int) -> None:
+        """Keep J^T u for the step, held to its bound."""
+        assert self.gradient is not None
+        self.gradient.copy_(gradient)
         if self.scale is None:
             length = self.gradient.flatten(1).norm(dim=1) * self._weights[look]
-            trusted = torch.cat([bound for _, bound in directions]) / torch.where(length > 0, length, 1)
+            trusted = bound / torch.where(length > 0, length, 1)
             self.gradient.mul_(trusted.clamp(max=1).reshape(-1, *[1] * (self.gradient.ndim - 1)))
 
     def _spectral(self, form: Spectral, denoised: Tensor, look: int) -> Tensor:

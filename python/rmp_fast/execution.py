@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +25,28 @@ from .start import smooth_start
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["Estimate", "Progress", "Stats", "Tally", "empty", "run"]
+__all__ = [
+    "Chain",
+    "Estimate",
+    "Progress",
+    "Stats",
+    "Tally",
+    "Turns",
+    "chain_prior",
+    "chains",
+    "condition_prior",
+    "counts",
+    "empty",
+    "no_stats",
+    "prepare",
+    "run",
+]
 
 Stats = dict[str, float]
 Progress = Callable[[int, int], object]
+
+#: A chain from its first mean: plan, measurement on [-1, 1], prior given y, seconds, evaluations -> mean.
+Chain: TypeAlias = "Callable[[Plan, Tensor, Conditioned | None, Stats, Tally], Tensor]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +64,42 @@ class Estimate:
             ``backward_evaluations``), those that were done; ``finished``, False where ``progress`` stopped the chain
             before its end; ``seconds`` in all and ``start_seconds``, ``network_seconds``, ``operator_seconds``,
             ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that the plan owns;
-            ``solve_residual``, the largest relative residual of the Gram solves where iterative. Seconds are the
-            host's, which on a device is the time to queue the work.
+            ``solve_residual``, the largest relative residual of the Gram solves where iterative; ``graph_launches``,
+            0 without a CUDA graph. Seconds are the host's, which on a device is the time to queue the work. Of a
+            captured chain the parts are not known, and ``seconds`` are those of copies and launches.
     """
 
     mean: Tensor
     variance: Tensor | None
     ok: Tensor
     stats: Stats
+
+
+class Turns:
+    """Work on the same buffers, queued on any streams of a device: each waits there for the one before.
+
+    Args:
+        device: nothing needs to wait on the CPU, where work is done when its call returns.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._done = torch.cuda.Event() if device.type == "cuda" and torch.cuda.is_available() else None
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Queue work on the current stream, behind that of the turn before."""
+        if self._done is None:
+            yield
+            return
+        with self._lock, torch.cuda.device(self._device):
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done.record(current)
 
 
 class Tally:
@@ -75,7 +123,7 @@ def empty(plan: Plan, mean: Tensor) -> Estimate:
     ok = torch.ones(0, dtype=torch.bool, device=plan.device)
     tally = Tally(plan.evaluations)
     tally.done = plan.evaluations
-    return Estimate(mean, None, ok, _stats(plan) | _counts(plan, tally))
+    return Estimate(mean, None, ok, _stats(plan) | counts(plan, tally))
 
 
 def run(plan: Plan, y: Tensor, seeds: Tensor, mean: Tensor, progress: Progress | None) -> Estimate:
@@ -86,15 +134,21 @@ def run(plan: Plan, y: Tensor, seeds: Tensor, mean: Tensor, progress: Progress |
     mean.copy_(result)
     if plan.conditioning.solves and plan.backend != "reference":
         stats["solve_residual"] = float(plan.conditioning.solve_residual.max())
-    return Estimate(mean, variance, plan.ok.bool(), stats | _counts(plan, tally))
+    return Estimate(mean, variance, plan.ok.bool(), stats | counts(plan, tally))
+
+
+def no_stats() -> Stats:
+    """Seconds, none spent yet."""
+    parts = ("seconds", "start_seconds", "network_seconds", "operator_seconds", "step_seconds")
+    return dict.fromkeys(parts, 0.0)
 
 
 def _stats(plan: Plan) -> Stats:
-    parts = ("seconds", "start_seconds", "network_seconds", "operator_seconds", "step_seconds")
-    return dict.fromkeys(parts, 0.0) | {"buffer_bytes": plan.buffer_bytes}
+    return no_stats() | {"buffer_bytes": plan.buffer_bytes, "graph_launches": 0}
 
 
-def _counts(plan: Plan, tally: Tally) -> Stats:
+def counts(plan: Plan, tally: Tally) -> Stats:
+    """What a run adds to its stats when it is over."""
     backward = tally.done if plan.guidance in GRADIENTS else 0
     return {"evaluations": tally.done, "backward_evaluations": backward, "finished": not tally.stopped}
 
@@ -112,8 +166,9 @@ def condition_prior(plan: Plan, y: Tensor) -> Conditioned:
 
 
 def chains(
-    plan: Plan, y: Tensor, seeds: Tensor, conditioned: Conditioned | None, stats: Stats, tally: Tally
-) -> tuple[Tensor, Tensor | None]:
+    plan: Plan, y: Tensor, seeds: Tensor, conditioned: Conditioned | None, stats: Stats, tally: Tally,
+    chain: Chain | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Mean and variance in the caller's range, on the device from end to end: nothing here waits for the host.
 
     Args:
@@ -121,17 +176,19 @@ def chains(
         conditioned: the prior given y, for the guidance ``exact``.
         stats: receives the seconds.
         tally: counts the evaluations.
+        chain: how one chain is run; default look by look.
     """
+    chain = _chain if chain is None else chain
     measured = inside(plan, y)
     plan.ok.fill_(1)
     plan.conditioning.solve_residual.zero_()
     if plan.branches == 1:
         plan.seeds.copy_(seeds)
-        result, variance = _chain(plan, measured, conditioned, stats, tally), None
+        result, variance = chain(plan, measured, conditioned, stats, tally), None
         if plan.spread_looks and not tally.stopped:
             variance = _spread(plan, result, measured, conditioned, stats, tally)
     else:
-        result, variance = _branches(plan, measured, seeds, conditioned, stats, tally)
+        result, variance = _branches(plan, measured, seeds, conditioned, stats, tally, chain)
     if not plan.converts:
         return result, variance
     result = result * plan.half + (plan.low + plan.half)
@@ -139,14 +196,15 @@ def chains(
 
 
 def _branches(
-    plan: Plan, measured: Tensor, seeds: Tensor, conditioned: Conditioned | None, stats: Stats, tally: Tally
-) -> tuple[Tensor, Tensor | None]:
+    plan: Plan, measured: Tensor, seeds: Tensor, conditioned: Conditioned | None, stats: Stats, tally: Tally,
+    chain: Chain,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Mean of the branches and their unbiased variance (Welford's update); those that were finished, if any was."""
     mean, squares = (t.zero_() for t in plan.moments)
     each = plan.looks_per_chain * plan.copies
     for branch in range(plan.branches):
         plan.seeds.copy_(reference.branch_seeds(seeds, branch))
-        result = _chain(plan, measured, conditioned, stats, tally).to(plan.dtype)
+        result = chain(plan, measured, conditioned, stats, tally).to(plan.dtype)
         cut = tally.done < (branch + 1) * each or (tally.stopped and plan.sampled[-1])
         if cut and branch == 0:
             return result, None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import execution, loop, reference, schedules, table
+from . import execution, graph, loop, reference, schedules, table
 from ._checks import (
     check_choice,
     check_count,
@@ -147,8 +147,10 @@ class Plan:
         self.backend = resolve(backend, self.device, dtype)
         self.low, self.half = _check_data_range(data_range)
         self._lock = threading.Lock()
+        self._turns = execution.Turns(self.device)
+        self._captured: graph.Captured | None = None
         # Buffers born in inference mode could not be written outside it.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), self._turns.take():
             self.op = private_copy(op)
             self._allocate()
             self._set_noise_std(self._check_noise_std(noise_std))
@@ -210,7 +212,7 @@ class Plan:
             s = self.schedule.levels
             first = s[1:] if self.anchor == "next" else s[:-1]
             levels = torch.stack([first] + [s[:-1]] * (inner - 1), dim=1).flip(0).flatten()
-            self.sampled = [self.branches > 1 and level > self.switch_level for level in s[:-1].flip(0).tolist()]
+            self.sampled = [self.branches > 1 and level > self.switch_level for level in s.tolist()[-2::-1]]
         else:
             levels = self.looks.level
             self.sampled = [False] * steps
@@ -331,14 +333,52 @@ class Plan:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this plan is executing in another thread; make one plan per thread")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._turns.take():
                 self._take(op, noise_std)
                 mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
                 if self.shape[0] == 0:
                     return execution.empty(self, mean)
-                return execution.run(self, y, seeds, mean, progress)
+                # Within one graph there is nobody to report progress.
+                if self._captured is None or (progress is not None and self._captured.recording.whole):
+                    return execution.run(self, y, seeds, mean, progress)
+                return self._captured.execute(self, y, seeds, mean, progress)
         finally:
             self._lock.release()
+
+    def capture(self, pool: graph.GraphPool | None = None) -> graph.Recording:
+        """Record the chain, network included, as one CUDA graph that later executions replay with one launch.
+
+        The chain runs twice on a side stream for that. Afterwards :meth:`execute` copies its arguments in and replays:
+        the same numbers as before to the bit, for any measurement, seeds, noise levels and operator data. Executions
+        with ``progress`` run without the graph, where that is one.
+
+        A network that waits for the host, or whose shapes depend on data, cannot be recorded. A RuntimeWarning then
+        names the operation and its line, and the parts of the chain between the calls of the network are recorded.
+        Weights of the network may change in place between executions, not be replaced.
+
+        Args:
+            pool: memory to share with other captured plans, whose replays then take turns; default one of its own.
+
+        Returns:
+            what was recorded; :attr:`captured` from here on.
+
+        Raises:
+            ValueError: the plan is not on a CUDA device, its batch is empty or its backend ``"reference"``.
+            RuntimeError: not even the parts can be recorded, or the plan is executing in another thread.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("this plan is executing in another thread; capture it before it is used")
+        try:
+            with torch.inference_mode(False):
+                self._captured = graph.capture(self, pool)
+        finally:
+            self._lock.release()
+        return self._captured.recording
+
+    @property
+    def captured(self) -> graph.Recording | None:
+        """What :meth:`capture` recorded, or None."""
+        return None if self._captured is None else self._captured.recording
 
     def _take(self, op: Operator | None, noise_std: float | Tensor | None) -> None:
         """Check the operator and the noise level that replace the plan's, then take them over."""

@@ -313,6 +313,7 @@ def branch_seeds(seeds: Tensor, branch: int) -> Tensor:
     """Seeds (B,) of one branch: those of the caller for branch 0, and hashes of them by Philox for the others."""
     if branch == 0:
         return seeds
-    counter = torch.tensor([branch, 0, 0, 1], device=seeds.device).expand(seeds.shape[0], 4)
+    counter = torch.zeros(seeds.shape[0], 4, dtype=torch.int64, device=seeds.device)
+    counter[:, 0], counter[:, 3] = branch, 1
     words = philox(counter, torch.stack([seeds & _LOW, (seeds >> 32) & _LOW], -1))
     return words[:, 0] | (words[:, 1] << 32)

@@ -33,6 +33,11 @@ class _Components:
         vars(mapped).update({name: function(tensor) for name, tensor in vars(self).items()})
         return mapped
 
+    def copy_(self, other: _Components) -> None:
+        """Take over the numbers of others of the same shapes."""
+        for name, tensor in vars(self).items():
+            tensor.copy_(getattr(other, name))
+
     def _log_terms(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance = self.values + (s * s)[:, None, None]  # (B, K, N)
         centred = (self.vectors.mT @ (x[:, None, :] - self.means)[..., None])[..., 0]
