@@ -316,7 +316,7 @@ def _with_icc(png: bytes, icc_profile: bytes | None) -> bytes:
 
 @contextlib.contextmanager
 def _opened(source: pathlib.Path | bytes) -> Iterator[BinaryIO]:
-    """The file to read; whatever a decoder raises becomes an ImageError that names it: each has exceptions of its own."""
+    """The file to read; whatever a decoder raises, and each has exceptions of its own, becomes an ImageError."""
     name = "the file" if isinstance(source, bytes) else str(source)
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
