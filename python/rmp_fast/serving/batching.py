@@ -5,12 +5,13 @@ Nothing waits for company: batches form while the worker is busy, so a request t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from .config import Config
@@ -175,5 +176,5 @@ class Batcher:
 
     @staticmethod
     def _fail(ticket: Ticket, error: Exception) -> None:
-        if not ticket.outcome.done():
+        with contextlib.suppress(InvalidStateError):  # it has an outcome, or nobody waits for one
             ticket.outcome.set_exception(error)

@@ -14,7 +14,7 @@ from PIL import Image
 from .. import images
 from .refusals import invalid, not_acceptable, too_large
 
-__all__ = ["array", "is_array", "picture"]
+__all__ = ["array", "array_bytes", "is_array", "picture"]
 
 _PNG, _JPEG, _NPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
 _START_OF_SCAN = b"\xff\xda"
@@ -76,6 +76,13 @@ def array(name: str, data: bytes, max_pixels: int) -> NDArray[Any]:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise invalid(f"`{name}` must be finite, got NaN or infinity")
     return values
+
+
+def array_bytes(values: NDArray[Any]) -> bytes:
+    """A .npy file."""
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
 
 
 def _dtype_text(dtype: np.dtype[Any]) -> str:

@@ -23,7 +23,7 @@ from . import decode
 from .config import OPERATORS, OPTIONS, Config
 from .refusals import invalid, too_large
 
-__all__ = ["FIELDS", "FILES", "FORMATS", "Job", "parse"]
+__all__ = ["FIELDS", "FILES", "FORMATS", "Job", "parse", "settings_of"]
 
 FILES = ("image", "mask", "kernel")
 FIELDS = ("operator", "noise_std", "seed", "evaluations", "prior", "format", "deadline", "alone",
@@ -112,7 +112,7 @@ def _parse(
         check_choice("field", name, FIELDS)
     for name in files:
         check_choice("file", name, FILES)
-    operator = check_choice("operator", _needed(fields, "operator"), OPERATORS)
+    check_choice("operator", _needed(fields, "operator"), OPERATORS)
     noise_std = _number("noise_std", _needed(fields, "noise_std"), 0.0, _MOST_NOISE)
     seed = _count("seed", fields.get("seed", "0"), 0, 2**63 - 1)
     evaluations = _count(
@@ -127,7 +127,7 @@ def _parse(
     alone = _flag("alone", fields.get("alone", "false"))
     if "image" not in files:
         raise invalid("`image` must be given: the measurement, a PNG, JPEG or .npy file")
-    task = _settings(operator, fields, files, config)
+    task = settings_of(fields, files, config)
     pixels, depth, icc_profile, notes = _measurement(files["image"], noise_std, config)
 
     op = degrade.build(task, ["`image`"], pixels.shape, seed)
@@ -145,8 +145,13 @@ def _parse(
     )  # fmt: skip
 
 
-def _settings(operator: str, fields: Mapping[str, str], files: Mapping[str, bytes], config: Config) -> Settings:
-    """The operator's options, by the rules of the command line."""
+def settings_of(fields: Mapping[str, str], files: Mapping[str, bytes], config: Config) -> Settings:
+    """The operator's options, by the rules of the command line.
+
+    Raises:
+        RequestError, UsageError, ValueError: options that do not apply, are missing, or out of range.
+    """
+    operator = check_choice("operator", _needed(fields, "operator"), OPERATORS)
     stated: dict[str, Any] = {}
     for name in OPTIONS:
         if name in files:
