@@ -1,7 +1,8 @@
 """RMP as a service over HTTP: batches of requests that share a plan, limits, deadlines, metrics; on Ray Serve.
 
 :class:`Service` is all of it without a transport, :func:`create_app` puts it behind ASGI, :func:`deployment` makes an
-application for ``ray.serve.run`` of it, and ``rmp-fast serve`` runs that on one machine. Ray and Starlette are imported when used.
+application for ``ray.serve.run`` of it, and ``rmp-fast serve`` runs that on one machine. Ray and Starlette are imported
+when they are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The service over HTTP, as an ASGI application.
 
-``POST /v1/reconstruct`` takes a form (multipart/form-data) and answers with an image file; ``GET /v1/info`` says what it
-may ask for. ``GET /healthz`` is 200 unless the process should be replaced, ``GET /readyz`` 200 while requests are taken,
-``GET /metrics`` for Prometheus. Everything but an image is JSON, a refusal ``{"error": {"status", "code", "message"}}``.
+``POST /v1/reconstruct`` takes a form (multipart/form-data) and answers with an image file; ``GET /v1/info`` says what
+it may ask for. ``GET /healthz`` is 200 unless the process should be replaced, ``GET /readyz`` 200 while requests are
+taken, ``GET /metrics`` for Prometheus. Everything but images and metrics is JSON, a refusal
+``{"error": {"status": 422, "code": "invalid", "message": "`noise_std` must be given: ..."}}``.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _parse(
         raise too_large(
             f"the restored image must have at most {config.max_pixels} pixels, got (H, W) = {tuple(shape[2:])}"
         )
-    y = degrade.observed(op, torch.from_numpy(pixels)[None])[0]
+    y = degrade.measured(op, torch.from_numpy(pixels)[None])[0]
     return Job(
         y=y, op=op, task=task, shape=(shape[1], shape[2], shape[3]), noise_std=noise_std, seed=seed,
         evaluations=evaluations, prior=prior, alone=alone, deadline=deadline, file_format=file_format, depth=depth,
