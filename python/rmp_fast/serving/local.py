@@ -31,13 +31,13 @@ def run(
     folder: pathlib.Path | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Serve until SIGTERM or SIGINT, then refuse new requests, finish those accepted, and stop; a second one stops at once.
+    """Serve until SIGTERM or SIGINT, then refuse new requests and finish those accepted; a second signal stops at once.
 
     Args:
         config, replicas, drain_seconds: see :func:`rmp_fast.serving.deployment`.
         host, port: where to listen.
-        folder: for what Ray writes and for counters, its path at most 60 characters; a temporary one by default, removed
-            at the end.
+        folder: for what Ray writes and for counters, its path at most 60 characters; by default a temporary one that is
+            removed at the end.
         say: told what happens, one line each.
 
     Returns:
@@ -87,7 +87,8 @@ def _serve(
     try:
         # A little longer than the service's own deadline, which has the better answer.
         options = {"host": host, "port": port, "request_timeout_s": config.longest_deadline + config.body_seconds}
-        serve.start(http_options=options, proxy_location="HeadOnly")
+        quiet = {"log_level": "WARNING", "enable_access_log": False}
+        serve.start(http_options=options, proxy_location="HeadOnly", logging_config=quiet)
         handle = serve.run(deployment(config, replicas, drain_seconds), name=NAME, route_prefix="/")
         say(f"ready after {time.monotonic() - started:.1f} s, listening on http://{host}:{port}")
         while not told.wait(0.5):
@@ -95,7 +96,7 @@ def _serve(
         say("stopping: new requests are refused, those accepted are finished")
         done = all(handle.broadcast("drain", drain_seconds).results(timeout_s=drain_seconds + 30))
         time.sleep(_FLUSH_SECONDS)
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

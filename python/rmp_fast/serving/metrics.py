@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = ["Metrics"]
@@ -56,7 +57,8 @@ class Metrics:
         if self._directory is not None:
             self._forget_dead(pathlib.Path(self._directory))
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            everything = MultiProcessCollector(None, self._directory)  # type: ignore[no-untyped-call]
+            registry.register(_Own(everything))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
     @staticmethod
@@ -68,3 +70,13 @@ class Metrics:
             found = re.search(r"_(\d+)\.db$", file.name)
             if found and not pathlib.Path("/proc", found.group(1)).exists() and pathlib.Path("/proc/self").exists():
                 mark_process_dead(int(found.group(1)), str(directory))  # type: ignore[no-untyped-call]
+
+
+class _Own:
+    """The families of this module: Ray's own processes find the directory in their environment and write there too."""
+
+    def __init__(self, everything: Any) -> None:
+        self._everything = everything
+
+    def collect(self) -> Iterator[Any]:
+        return (family for family in self._everything.collect() if family.name.startswith("rmp_"))

@@ -174,7 +174,7 @@ def settings_of(fields: Mapping[str, str], files: Mapping[str, bytes], config: C
     if 8 * options.get("blur_std", 0) > longest:
         raise invalid(f"`blur_std` must be at most {longest / 8:g} pixels, got {options['blur_std']:g}")
     mask = kernel = None
-    digests = {name: record.digest(files[name]) for name in ("mask", "kernel") if name in options}
+    digests: dict[str, str] = {name: record.digest(files[name]) for name in ("mask", "kernel") if name in options}
     if "mask" in options:
         values, numbers = _array("mask", files["mask"], config.max_pixels)
         mask = as_known(values, numbers, "invert_mask" in options, "`mask`")

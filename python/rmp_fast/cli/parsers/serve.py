@@ -8,9 +8,10 @@ import pathlib
 __all__ = ["add"]
 
 EPILOG = """\
-A request is a form (multipart/form-data) with the file `image`, the fields `operator` and `noise_std`, and the options of
-the operator by their names in rmp-fast reconstruct, `mask` and `kernel` as files; `seed`, `evaluations`, `prior`, `format`
-(png, jpeg, npy), `deadline` in seconds, `alone` (true: a batch of its own, so the same request gives the same bits):
+A request is a form (multipart/form-data) with the file `image`, the fields `operator` and `noise_std`, and the options
+of the operator by their names in rmp-fast reconstruct, `mask` and `kernel` as files. `seed`, `evaluations`, `prior`,
+`format` (png, jpeg, npy), `deadline` in seconds and `alone` (true: a batch of its own, so that the same request gives
+the same bits) are optional:
 
   curl -F image=@small.png -F operator=sr4 -F noise_std=0.02 http://127.0.0.1:8000/v1/reconstruct -o large.png
 
