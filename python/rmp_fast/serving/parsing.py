@@ -23,7 +23,7 @@ from . import decode
 from .config import OPERATORS, OPTIONS, Config
 from .refusals import invalid, too_large
 
-__all__ = ["FIELDS", "FILES", "FORMATS", "Job", "parse", "settings_of"]
+__all__ = ["FIELDS", "FILES", "FORMATS", "Job", "in_fields", "parse", "settings_of"]
 
 FILES = ("image", "mask", "kernel")
 FIELDS = ("operator", "noise_std", "seed", "evaluations", "prior", "format", "deadline", "alone",
@@ -98,7 +98,7 @@ def parse(
     try:
         return _parse(fields, files, config, priors)
     except UsageError as error:
-        raise invalid(_in_fields(str(error))) from error
+        raise invalid(in_fields(str(error))) from error
     except (TypeError, ValueError) as error:  # an operator's or a prior's own refusal of this shape
         raise invalid(str(error)) from error
 
@@ -254,7 +254,7 @@ def _flag(name: str, text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-def _in_fields(message: str) -> str:
+def in_fields(message: str) -> str:
     """A refusal of the command line in the words of a form: fields for flags, and nothing of simulations."""
     message = message.partition("; only --simulate")[0]
     return re.sub(r"--([a-z][a-z-]*)", lambda flag: flag.group(1).replace("-", "_"), message)

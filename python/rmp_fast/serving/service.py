@@ -18,7 +18,7 @@ from . import decode
 from .batching import Batcher, Ticket
 from .config import OPERATORS, OPTIONS, Config, Warm
 from .metrics import Metrics
-from .parsing import FORMATS, Job, parse, settings_of
+from .parsing import FORMATS, Job, in_fields, parse, settings_of
 from .plans import Outcome, Plans
 from .refusals import RequestError, diverged
 
@@ -184,8 +184,8 @@ class Service:
         started = time.perf_counter()
         try:
             job = self._example(warm)
-        except RequestError as error:
-            raise ValueError(f"`warm` {warm.operator}: {error.message}") from error
+        except (RequestError, ValueError) as error:
+            raise ValueError(f"`warm` {warm.operator}: {in_fields(str(error))}") from error
         for items in range(1, self.config.batch_limit(job.pixels) + 1):
             self._plans.restore([job] * items)
         log.info("warm: %s %s, %.1f s", warm.operator, job.shape, time.perf_counter() - started)
@@ -199,6 +199,6 @@ class Service:
         factor = settings_of(fields, files, self.config).options.get("factor", 1)
         channels, height, width = warm.shape
         if height % factor or width % factor:
-            raise ValueError(f"`warm` must have a height and width that `factor` = {factor} divides, got {warm.shape}")
+            raise ValueError(f"height and width must be multiples of `factor` = {factor}, got {warm.shape}")
         y = np.full((channels, height // factor, width // factor), 0.5, np.float32)
         return self.parse(fields, {**files, "image": decode.array_bytes(y)})
