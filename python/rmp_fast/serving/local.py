@@ -96,7 +96,7 @@ def _serve(
         say("stopping: new requests are refused, those accepted are finished")
         done = all(handle.broadcast("drain", drain_seconds).results(timeout_s=drain_seconds + 30))
         time.sleep(_FLUSH_SECONDS)
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
