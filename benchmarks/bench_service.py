@@ -177,7 +177,7 @@ def load(url: str, clients: int, requests: int) -> list[tuple[Asked, httpx.Respo
 
 
 def verify(answered: list[tuple[Asked, httpx.Response, float]], samples: int) -> None:
-    """Every answer against a direct call alone or, for the first ``samples``, one in the same place of the same batch."""
+    """Every answer against a direct call alone; ``samples`` of them against one in the same place of the same batch."""
     direct = Direct()
     worst = exact = 0
     sizes: collections.Counter[str] = collections.Counter()
