@@ -117,6 +117,21 @@ def test_a_batch_gives_the_bits_of_a_direct_call(operator: str, priors: dict) ->
     assert len({outcome.settings_hash for outcome in outcomes}) == 3
 
 
+def test_a_kept_plan_takes_the_masks_and_noise_of_another_batch(priors: dict) -> None:
+    def jobs(first: int) -> list[Job]:
+        masks = [npy(np.random.default_rng(seed).random((32, 32)) < 0.5) for seed in (first, first + 1)]
+        noise = [{"operator": "inpainting", "noise_std": str(0.01 * (first + k + 1))} for k in range(2)]
+        return [job_of(priors, noise[k], first + k, image=npy(grey(32, 32)), mask=masks[k]) for k in range(2)]
+
+    plans = Plans(CONFIG, priors)
+    plans.restore(jobs(0))
+    again = plans.restore(jobs(5))
+    assert (plans.hits, plans.misses) == (1, 1)
+    fresh = Plans(CONFIG, priors).restore(jobs(5))
+    for one, other in zip(again, fresh, strict=True):
+        np.testing.assert_array_equal(one.mean, other.mean)
+
+
 def test_plans_are_kept_and_the_least_recently_used_dropped(priors: dict) -> None:
     plans = Plans(Config(priors=("fashion",), evaluations=(2,), plans=2), priors)
     small, other = job_of(priors), job_of(priors, {"operator": "denoise"}, image=npy(grey(16, 16)))

@@ -43,9 +43,9 @@ def service() -> Iterator[Service]:
     service.gate.set()
     restore = service._plans.restore
 
-    def gated(jobs: Any) -> Any:
+    def gated(*arguments: Any) -> Any:
         assert service.gate.wait(30)
-        return restore(jobs)
+        return restore(*arguments)
 
     service._plans.restore = gated
     yield service
@@ -271,6 +271,30 @@ def test_a_chain_that_diverges_is_no_answer(service: Service, monkeypatch: pytes
     assert "the chain left the finite range" in refusal(bad, 422, "diverged")
 
 
+def test_a_chain_that_nobody_waits_for_is_stopped(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline passes during the first look; the second of two is not taken."""
+    network, looks = service.priors["fashion"].denoise, []
+    before = counted(service).get(("rmp_stopped_total",), 0)
+    told = threading.Event()
+
+    def denoise(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        looks.append(x.shape)
+        assert told.wait(30)
+        return network(x, s)
+
+    monkeypatch.setattr(service.priors["fashion"], "denoise", denoise)
+    refusal(post(service, GOOD | {"deadline": "0.3"}, {"image": npy(grey())}), 504, "deadline")
+    told.set()
+    assert talk(service, lambda client: idle(service)) is None
+    assert len(looks) == 1
+    assert counted(service)["rmp_stopped_total",] == before + 1
+
+
+async def idle(service: Service) -> None:
+    while service._batcher._running:
+        await asyncio.sleep(0.005)
+
+
 def run_as_one_batch(service: Service, number: int) -> list[httpx.Response]:
     service.gate.clear()
 
@@ -295,10 +319,10 @@ def test_a_failure_inside_is_500_for_the_one_that_caused_it(
 ) -> None:  # fmt: skip
     restore = service._plans.restore
 
-    def failing(jobs: Any) -> Any:
+    def failing(jobs: Any, *wanted: Any) -> Any:
         if any(job.seed == 1 for job in jobs):
             raise RuntimeError("secret of the inside")
-        return restore(jobs)
+        return restore(jobs, *wanted)
 
     monkeypatch.setattr(service._plans, "restore", failing)
     answers = run_as_one_batch(service, 3)

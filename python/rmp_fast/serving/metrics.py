@@ -41,6 +41,7 @@ class Metrics:
         self.batch_items = Histogram("rmp_batch_items", "Items of a batch", buckets=sizes, **own)
         self.evaluations = Counter("rmp_network_evaluations_total", "Network evaluations, items times looks", **own)
         self.diverged = Counter("rmp_diverged_total", "Chains that left the finite range", ["operator"], **own)
+        self.stopped = Counter("rmp_stopped_total", "Requests whose chain was stopped, nobody waiting", **own)
         self.plan_hits = Counter("rmp_plan_hits_total", "Batches that found their plan", **own)
         self.plan_misses = Counter("rmp_plan_misses_total", "Batches that had to make a plan", **own)
         self.queued = Gauge("rmp_queue_requests", "Requests waiting", **gauge)

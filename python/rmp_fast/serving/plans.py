@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..priors import Prior
 from .config import Config
 from .parsing import Job
 
-__all__ = ["Outcome", "Plans", "chain_options"]
+__all__ = ["Outcome", "Plans", "StoppedError", "chain_options"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Outcome:
     settings_hash: str
 
 
+class StoppedError(Exception):
+    """The chain was stopped on its way, because nobody waits for it any longer."""
+
+
 def chain_options(task: str, prior: Prior, evaluations: int) -> dict[str, Any]:
     """What :func:`rmp_fast.presets.for_task` has for a task; the untuned chain for an operator that is no task."""
     return presets.for_task(task if task in presets.TASKS else "denoise", prior, evaluations)
@@ -60,6 +64,7 @@ class Plans:
         self._config, self._priors = config, priors
         self._plans: collections.OrderedDict[Hashable, Plan] = collections.OrderedDict()
         self._weights = {name: record.weights_digest(name) for name in priors}
+        self._version = record.version()
         self.hits = self.misses = 0
 
     def __len__(self) -> int:
@@ -70,18 +75,28 @@ class Plans:
         """Of all plans together."""
         return sum(plan.buffer_bytes for plan in self._plans.values())
 
-    def restore(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Run jobs of one key as one batch."""
+    def restore(self, jobs: Sequence[Job], wanted: Callable[[], bool] = lambda: True) -> list[Outcome]:
+        """Run jobs of one key as one batch.
+
+        Raises:
+            StoppedError: after the look at which ``wanted`` returned False.
+        """
         first, batch = jobs[0], len(jobs)
         op = first.op
         if isinstance(op, operators.Inpainting):
             op = operators.Inpainting(torch.cat([_mask(job.op) for job in jobs]))
         noise_std = torch.tensor([job.noise_std for job in jobs], dtype=torch.float64)
-        plan = self._plan(first, batch, op, noise_std)
+        plan, known = self._plan(first, batch, op, noise_std)
         seeds = torch.tensor([job.seed for job in jobs], dtype=torch.int64)
         device = plan.device
         y = torch.stack([job.y for job in jobs]).to(device)
-        estimate = plan.execute(y, seeds=seeds.to(device), noise_std=noise_std.to(device))
+        estimate = plan.execute(
+            y, seeds=seeds.to(device), noise_std=noise_std.to(device) if known else None,
+            op=op if known and isinstance(op, operators.Inpainting) else None,
+            progress=lambda done, total: done == total or wanted(),
+        )  # fmt: skip
+        if not estimate.stats.get("finished", True):
+            raise StoppedError
         means, ok = estimate.mean.cpu().numpy(), estimate.ok.tolist()
         outcomes = []
         for item, job in enumerate(jobs):
@@ -95,24 +110,26 @@ class Plans:
             )  # fmt: skip
         return outcomes
 
-    def _plan(self, job: Job, batch: int, op: operators.Operator, noise_std: torch.Tensor) -> Plan:
+    def _plan(
+        self, job: Job, batch: int, op: operators.Operator, noise_std: torch.Tensor
+    ) -> tuple[Plan, bool]:  # fmt: skip
+        """A plan, and whether it was known, so that its noise and the data of its operator are another batch's."""
         key = (job.key, batch)
-        plan = self._plans.pop(key, None)
-        if plan is None or isinstance(op, operators.Inpainting):
-            self.misses += 1
-            prior = self._priors[job.prior]
+        plan, known = self._plans.pop(key, None), True
+        if plan is None:
+            prior, known = self._priors[job.prior], False
             plan = Plan(
                 op, prior, (batch, *job.shape), noise_std, **chain_options(job.task.name, prior, job.evaluations),
                 backend=self._config.backend, device=self._config.device, data_range=(0.0, 1.0),
             )  # fmt: skip
-        else:
-            self.hits += 1
+        self.hits += known
+        self.misses += not known
         self._plans[key] = plan
         while len(self._plans) > 1 and (
             len(self._plans) > self._config.plans or self.buffer_bytes > self._config.plan_bytes
         ):
             self._plans.popitem(last=False)
-        return plan
+        return plan, known
 
     def _settings(self, job: Job, plan: Plan) -> dict[str, Any]:
         return {
@@ -126,7 +143,7 @@ class Plans:
             "evaluations": plan.evaluations,
             "tuned": plan.looks is not None,
             "backend": plan.backend,
-            "rmp_fast": record.version(),
+            "rmp_fast": self._version,
         }
 
 

@@ -19,7 +19,7 @@ from .batching import Batcher, Ticket
 from .config import OPERATORS, OPTIONS, Config, Warm
 from .metrics import Metrics
 from .parsing import FORMATS, Job, in_fields, parse, settings_of
-from .plans import Outcome, Plans
+from .plans import Outcome, Plans, StoppedError
 from .refusals import RequestError, diverged
 
 __all__ = ["Answer", "Service"]
@@ -137,8 +137,14 @@ class Service:
 
     def _run(self, tickets: Sequence[Ticket]) -> None:
         """Carry out a batch; where it fails, each of its items alone, so that one cannot spoil the others."""
+
+        def wanted() -> bool:
+            return not all(ticket.abandoned for ticket in tickets)
+
         try:
-            outcomes: list[Outcome | Exception] = list(self._plans.restore([ticket.job for ticket in tickets]))
+            outcomes: list[Outcome | Exception] = list(self._plans.restore([ticket.job for ticket in tickets], wanted))
+        except StoppedError as stopped:
+            outcomes = [stopped] * len(tickets)
         except Exception as error:
             log.exception("a batch of %d failed: %s", len(tickets), tickets[0].job.key)
             outcomes = [error] if len(tickets) == 1 else [self._alone(ticket.job) for ticket in tickets]
@@ -159,6 +165,7 @@ class Service:
     def _count(self, tickets: Sequence[Ticket], outcomes: Sequence[Outcome | Exception]) -> None:
         metrics, operator = self.metrics, tickets[0].job.task.name
         metrics.batch_items.observe(len(tickets))
+        metrics.stopped.inc(sum(isinstance(outcome, StoppedError) for outcome in outcomes))
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             metrics.queue_seconds.observe(ticket.queue_seconds)
             if isinstance(outcome, Outcome):
