@@ -45,6 +45,7 @@ class Metrics:
         self.plan_hits = Counter("rmp_plan_hits_total", "Batches that found their plan", **own)
         self.plan_misses = Counter("rmp_plan_misses_total", "Batches that had to make a plan", **own)
         self.queued = Gauge("rmp_queue_requests", "Requests waiting", **gauge)
+        self.running = Gauge("rmp_running_requests", "Requests whose batch is running", **gauge)
         self.plans = Gauge("rmp_plans", "Plans kept", **gauge)
         self.plan_bytes = Gauge("rmp_plan_bytes", "Bytes of the buffers of plans", **gauge)
         self.ready = Gauge("rmp_ready_replicas", "Replicas that take requests", **gauge)

@@ -138,6 +138,9 @@ class Service:
     def _run(self, tickets: Sequence[Ticket]) -> None:
         """Carry out a batch; where it fails, each of its items alone, so that one cannot spoil the others."""
 
+        self.metrics.running.set(len(tickets))
+        self.metrics.queued.set(self._batcher.waiting)
+
         def wanted() -> bool:
             return not all(ticket.abandoned for ticket in tickets)
 
@@ -164,6 +167,7 @@ class Service:
 
     def _count(self, tickets: Sequence[Ticket], outcomes: Sequence[Outcome | Exception]) -> None:
         metrics, operator = self.metrics, tickets[0].job.task.name
+        metrics.running.set(0)
         metrics.batch_items.observe(len(tickets))
         metrics.stopped.inc(sum(isinstance(outcome, StoppedError) for outcome in outcomes))
         for ticket, outcome in zip(tickets, outcomes, strict=True):
