@@ -34,7 +34,7 @@ import rmp_fast as rmp
 from rmp_fast.serving import Config, Service, create_app
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
-from serving_requests import grey, npy, wrong_requests
+from serving_requests import descendants, grey, npy, wrong_requests
 
 SHAPES = ((32, 32), (32, 48), (64, 64))
 TASKS = ("sr4", "inpaint_random", "gaussian_deblur", "denoise")
@@ -267,11 +267,6 @@ def kill(url: str, process: subprocess.Popen[str]) -> None:
 
 def title(pid: int) -> str:
     return pathlib.Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
-def descendants(pid: int) -> list[int]:
-    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [p for child in map(int, children) for p in (child, *descendants(child))]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pathlib
 import struct
 import zlib
 from typing import Any
@@ -260,3 +261,10 @@ def npy_objects() -> bytes:
     file = io.BytesIO()
     np.save(file, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
     return file.getvalue()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and theirs; whichever thread of it did."""
+    lists = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for text in lists for child in text.read_text().split()]
+    return [p for child in children for p in (child, *descendants(child))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import os
 import subprocess
@@ -184,6 +185,13 @@ def test_an_upload_without_end_is_cut_off(service: Service) -> None:
         lambda client: client.post("/v1/reconstruct", content=endless(), headers={"Content-Type": FORM}),
     )
     assert "at most 65536 bytes, got more" in refusal(response, 413, "too_large")
+
+
+def test_uploads_are_limited_together(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "config", dataclasses.replace(CONFIG, upload_bytes=100))
+    message = refusal(raw(service, bytes(101), FORM), 429, "busy")
+    assert message == "101 bytes are on their way in; try again in 1 s"
+    assert "Invalid multipart" in refusal(raw(service, bytes(100), FORM), 400, "invalid")
 
 
 def test_a_slow_client_is_told_so(service: Service) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from serving_requests import grey, npy, wrong_requests
+from serving_requests import descendants, grey, npy, wrong_requests
 
 import rmp_fast as rmp
 from rmp_fast.cli import main
@@ -138,11 +138,6 @@ def ray_folder(pid: int) -> str:
     found = {e.partition("PROMETHEUS_MULTIPROC_DIR=")[2].partition("\0")[0] for e in environments}
     (folder,) = found - {""}
     return str(pathlib.Path(folder).parent)
-
-
-def descendants(pid: int) -> list[int]:
-    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [p for child in map(int, children) for p in (child, *descendants(child))]
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,14 @@ from starlette.routing import Route
 
 from .config import OPERATORS
 from .parsing import FIELDS, FILES
-from .refusals import RequestError, draining, expired, invalid, not_acceptable, too_large
+from .refusals import RequestError, busy, draining, expired, invalid, not_acceptable, too_large
 from .service import Answer, Service
 
 __all__ = ["create_app"]
 
 log = logging.getLogger(__name__)
+# It warns of every malformed body, which any client can send at will; the answer and the counters say so already.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _FIELD_BYTES = 4096
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -108,7 +110,7 @@ def create_app(service: Service) -> Starlette:
         lifespan=lifespan,
         exception_handlers={HTTPException: refused},
     )
-    app.state.service, app.state.in_flight = service, 0
+    app.state.service, app.state.in_flight, app.state.upload_bytes = service, 0, 0
     return app
 
 
@@ -149,7 +151,7 @@ async def _form(request: Request, service: Service) -> tuple[dict[str, str], dic
     """Fields and files of a request, each once.
 
     Raises:
-        RequestError: 400 no complete form, 408 too slow, 413 too large, 415 no form at all.
+        RequestError: 400 no complete form, 408 too slow, 413 too large, 415 no form at all, 429 too many at once.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -185,17 +187,22 @@ async def _body(request: Request, service: Service) -> bytes:
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > limit:
         raise too_large(f"the body must have at most {limit} bytes, got {stated}")
-    chunks, size = [], 0
+    chunks, size, state = [], 0, request.app.state
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 size += len(chunk)
+                state.upload_bytes += len(chunk)
                 if size > limit:
                     raise too_large(f"the body must have at most {limit} bytes, got more")
+                if state.upload_bytes > service.config.upload_bytes:
+                    raise busy(f"{state.upload_bytes} bytes are on their way in; try again in 1 s", 1)
                 chunks.append(chunk)
     except TimeoutError:
         message = f"the body must come within {seconds:g} s, got {size} bytes of it"
         raise RequestError(408, "slow", message) from None
+    finally:
+        state.upload_bytes -= size
     return b"".join(chunks)
 
 

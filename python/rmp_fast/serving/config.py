@@ -53,7 +53,7 @@ class Config:
         batch_pixels: most pixels of one batch of several items; larger batches gain nothing on a processor.
         queue: most requests that wait.
         queue_pixels: most pixels of restored images that wait, which bounds the memory that they take.
-        max_bytes: of a request's body.
+        max_bytes: of a request's body, and upload_bytes: of all bodies that are on their way in.
         max_pixels: of a restored image, H times W, and of every uploaded file before it is decoded.
         max_kernel: longest side of a blur kernel in pixels.
         deadline: seconds from arrival to answer, where the request says nothing; longest_deadline: most it may say.
@@ -74,6 +74,7 @@ class Config:
     queue: int = 64
     queue_pixels: int = 2**24
     max_bytes: int = 2**25
+    upload_bytes: int = 2**28
     max_pixels: int = 2**22
     max_kernel: int = 255
     deadline: float = 60.0
@@ -93,8 +94,8 @@ class Config:
             check_choice("priors", prior, BUNDLED)
         for count in self.evaluations:
             check_count("evaluations", count)
-        counts = ("batch", "batch_pixels", "queue", "queue_pixels", "max_bytes", "max_pixels", "max_kernel", "plans",
-                  "plan_bytes", "threads")  # fmt: skip
+        counts = ("batch", "batch_pixels", "queue", "queue_pixels", "max_bytes", "upload_bytes", "max_pixels",
+                  "max_kernel", "plans", "plan_bytes", "threads")  # fmt: skip
         for name in counts:
             check_count(name, getattr(self, name))
         for name in ("deadline", "longest_deadline", "body_seconds"):

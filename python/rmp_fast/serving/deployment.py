@@ -11,7 +11,9 @@ from .config import Config
 
 __all__ = ["deployment", "require_ray"]
 
-_MARGIN = 16  # requests of a replica beyond its queue and batch: those that are refused, and questions of health
+# Requests of a replica beyond its queue and batch: questions of health, and those that it refuses in its own words,
+# where Ray would only say that it is busy.
+_MARGIN = 128
 
 
 def require_ray() -> None:
