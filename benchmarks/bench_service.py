@@ -224,7 +224,11 @@ def latency(url: str, repeats: int) -> None:
                 timed("http, Ray", lambda: http.post(f"{url}/v1/reconstruct", files=asked.form())),
                 timed("no Ray", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=asked.form()))),
             ]
-            timed("Ray alone", lambda: http.get(f"{url}/healthz"))
+            timed("GET, Ray", lambda: http.get(f"{url}/healthz"))
+            # As large a request, read to its end and refused: what a hop with a body costs without any chain.
+            refused = form({"noise_std": "0.05"}, {"image": npy(asked.y)})
+            timed("refused, Ray", lambda: http.post(f"{url}/v1/reconstruct", files=refused))
+            timed("refused, no Ray", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=refused)))
             for name, answer in zip(("chain in Ray", "chain, no Ray"), answers, strict=True):
                 assert (np.load(io.BytesIO(answer.content)) == expected).all()
                 times[name].append(float(answer.headers["server-timing"].rpartition("=")[2]) / 1e3)
@@ -232,7 +236,7 @@ def latency(url: str, repeats: int) -> None:
     medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         low, high = np.percentile(values, (5, 95)) * 1e3
-        print(f"{name:14s} p50 {medians[name]:8.2f} ms   p5 {low:8.2f}   p95 {high:8.2f}")
+        print(f"{name:15s} p50 {medians[name]:8.2f} ms   p5 {low:8.2f}   p95 {high:8.2f}")
     for name, chain in (("http, Ray", "chain in Ray"), ("no Ray", "chain, no Ray")):
         beyond = [1e3 * (a - b) for a, b in zip(times[name], times[chain], strict=True)]
         print(f"{name}: beyond the direct call at p50 {medians[name] - medians['direct']:.2f} ms; "
@@ -253,7 +257,7 @@ def kill(url: str, process: subprocess.Popen[str]) -> None:
     for thread in threads:
         thread.start()
     time.sleep(0.3)
-    victims = [pid for pid in descendants(process.pid) if "SERVE_REPLICA" in title(pid).upper()]
+    victims = [pid for pid in descendants(process.pid) if "REPLICA" in title(pid).upper()]
     os.kill(victims[0], signal.SIGKILL)
     started = time.perf_counter()
     for thread in threads:
