@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .. import images
 from .usage import UsageError
 
-__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "load_array", "resolve"]
+__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "as_kernel", "as_known", "choice", "decide", "derive_seed",
+           "load_array", "resolve"]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +112,25 @@ def resolve(given: argparse.Namespace) -> Settings:
     if given.operator is None:
         raise UsageError(f"`--operator` must be given: how the images were degraded, one of {', '.join(TASKS)}")
     name = choice("--operator", given.operator, tuple(TASKS))
-    task = TASKS[name]
     values = {key: getattr(given, key) for key in OPTIONS}
     stated = {key: value for key, value in values.items() if value is not None and value is not False}
+    options, operator = decide(name, stated, given.simulate), TASKS[name].operator
+    mask = _read_mask(options["mask"], "invert_mask" in options) if "mask" in options else None
+    kernel = _read_kernel(options["kernel"], operator == "nonlinear_blur") if "kernel" in options else None
+    maps = _read_maps(options["maps"]) if "maps" in options else None
+    digests: dict[str, str] = {
+        key: hashlib.sha256(options[key].read_bytes()).hexdigest() for key in FILES if key in options
+    }
+    return Settings(name, operator, options, mask, kernel, maps, digests)
+
+
+def decide(name: str, stated: dict[str, Any], simulate: bool) -> dict[str, Any]:
+    """Every option that applies to the task ``name``, from those that were stated; files are passed through unread.
+
+    Raises:
+        UsageError: options that do not apply, exclude each other, are missing or out of range.
+    """
+    task = TASKS[name]
     for key in stated:
         if key not in task.simulated:
             users = ", ".join(n for n, t in TASKS.items() if key in t.simulated)
@@ -121,7 +138,7 @@ def resolve(given: argparse.Namespace) -> Settings:
     for key in task.needed:
         if key not in stated:
             raise UsageError(f"`{_flag(key)}` must be given for {name}")
-    alternatives = () if given.simulate else task.needed_for_measurements
+    alternatives = () if simulate else task.needed_for_measurements
     if alternatives and not any(key in stated for key in alternatives):
         flags = " or ".join(f"`{_flag(key)}`" for key in alternatives)
         raise UsageError(f"{flags} must be given for {name} of a measurement; only --simulate has a default")
@@ -134,7 +151,7 @@ def resolve(given: argparse.Namespace) -> Settings:
                 raise UsageError(f"`{_flag(key)}` and `{_flag(other)}` exclude each other")
     if "invert_mask" in stated and "mask" not in stated:
         raise UsageError("`--invert-mask` needs `--mask`")
-    measured = {} if given.simulate or "boundary" not in task.simulated else {"boundary": BOUNDARY_OF_MEASUREMENTS}
+    measured = {} if simulate or "boundary" not in task.simulated else {"boundary": BOUNDARY_OF_MEASUREMENTS}
     options = {**task.simulated, **measured, **task.fixed, **stated}
     if "mask" in stated:
         options.pop("missing", None)
@@ -145,13 +162,7 @@ def resolve(given: argparse.Namespace) -> Settings:
         options.pop("motion_angle", None)
     options = {key: value for key, value in options.items() if value is not None}
     _check_values(options)
-    mask = _read_mask(options["mask"], "invert_mask" in options) if "mask" in options else None
-    kernel = _read_kernel(options["kernel"], task.operator == "nonlinear_blur") if "kernel" in options else None
-    maps = _read_maps(options["maps"]) if "maps" in options else None
-    digests: dict[str, str] = {
-        key: hashlib.sha256(options[key].read_bytes()).hexdigest() for key in FILES if key in options
-    }
-    return Settings(name, task.operator, options, mask, kernel, maps, digests)
+    return options
 
 
 def derive_seed(seed: int, purpose: str, name: str) -> int:
@@ -179,30 +190,44 @@ def _check_values(options: dict[str, Any]) -> None:
         raise UsageError(f"`--motion-angle` must be a finite number, got {options['motion_angle']}")
 
 
-def _read_mask(path: pathlib.Path, invert: bool) -> NDArray[np.bool_]:
-    values = _read_array("--mask", path)
+def as_known(values: NDArray[Any], numbers: bool, invert: bool, label: str) -> NDArray[np.bool_]:
+    """The mask (1 or C, H, W), True = known, that an array or a picture holds.
+
+    Args:
+        values: (H, W) or (C, H, W).
+        numbers: an array, where all but 0 is known; else a picture on [0, 1], where white is.
+        invert: 0 or black is known instead.
+        label: what messages call it.
+
+    Raises:
+        UsageError: another shape, or nothing known.
+    """
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise UsageError(f"`--mask` {path} must have shape (H, W) or (C, H, W), got {values.shape}")
-    known = values > 0 if path.suffix.lower() == ".npy" else values.mean(0, keepdims=True) >= 0.5
+        raise UsageError(f"{label} must have shape (H, W) or (C, H, W), got {values.shape}")
+    known = values > 0 if numbers else values.mean(0, keepdims=True) >= 0.5
     known = ~known if invert else known
     if not known.any():
-        raise UsageError(f"`--mask` {path} marks no pixel as known (white); if black means known, add --invert-mask")
+        raise UsageError(f"{label} marks no pixel as known (white); if black means known, add --invert-mask")
     return known
 
 
-def _read_kernel(path: pathlib.Path, varies: bool) -> NDArray[np.float64]:
-    """A kernel, or where the blur may vary over the frame also a grid of them."""
-    values = _read_array("--kernel", path).astype(np.float64)
+def as_kernel(values: NDArray[Any], label: str, varies: bool = False) -> NDArray[np.float64]:
+    """The blur kernel (h, w) of sum 1 that an array or a picture holds; where it ``varies``, also a grid of them.
+
+    Raises:
+        UsageError: another shape, or a sum that cannot be scaled to 1.
+    """
+    values = values.astype(np.float64)
     if values.ndim == 3:
         values = values.mean(0)
     if values.ndim not in ((2, 4) if varies else (2,)) or values.size == 0:
         expected = "(h, w) or (rows, columns, h, w)" if varies else "(h, w)"
-        raise UsageError(f"`--kernel` {path} must have shape {expected}, got {values.shape}")
+        raise UsageError(f"{label} must have shape {expected}, got {values.shape}")
     total = values.sum((-2, -1), keepdims=True)
     if not (total > 0).all():
-        raise UsageError(f"`--kernel` {path} must have a positive sum, got {total.min():g}")
+        raise UsageError(f"{label} must have a positive sum, got {total.min():g}")
     scaled: NDArray[np.float64] = values / total
     return scaled
 
@@ -212,6 +237,15 @@ def _read_maps(path: pathlib.Path) -> NDArray[np.complex128]:
     if values.ndim != 3 or not np.iscomplexobj(values):
         raise UsageError(f"`--maps` {path} must be complex of shape (coils, H, W), got {values.dtype} {values.shape}")
     return values.astype(np.complex128)
+
+
+def _read_mask(path: pathlib.Path, invert: bool) -> NDArray[np.bool_]:
+    values = _read_array("--mask", path)
+    return as_known(values, path.suffix.lower() == ".npy", invert, f"`--mask` {path}")
+
+
+def _read_kernel(path: pathlib.Path, varies: bool) -> NDArray[np.float64]:
+    return as_kernel(_read_array("--kernel", path), f"`--kernel` {path}", varies)
 
 
 def _read_array(flag: str, path: pathlib.Path) -> NDArray[Any]:

@@ -1,0 +1,69 @@
+"""``rmp-fast serve``: the service on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+
+from .usage import UsageError
+
+__all__ = ["run"]
+
+_LONGEST_PATH = 60  # Ray's sockets add about 45 characters, and addresses of sockets end at 107
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until stopped and return the exit code: 0, or 1 where not all that was accepted could be finished.
+
+    Raises:
+        UsageError: before anything is started.
+    """
+    from ..serving.deployment import require_ray
+
+    try:
+        require_ray()
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    for name in ("replicas", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"`--{name}` must be at least 1, got {value}")
+    if not 0 < options.drain < float("inf"):
+        raise UsageError(f"`--drain` must be a number > 0, got {options.drain}")
+    if options.temp_dir is not None and len(str(options.temp_dir.resolve())) > _LONGEST_PATH:
+        raise UsageError(f"`--temp-dir` must be a path of at most {_LONGEST_PATH} characters, got {options.temp_dir}")
+    _check_free(options.host, options.port)
+    from ..serving import Config, parse_warm
+    from ..serving.local import run as serve
+
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
+    names = ("batch", "queue", "max_bytes", "max_pixels", "deadline", "longest_deadline", "backend", "device")
+    try:
+        priors = tuple(options.prior)
+        config = Config(
+            priors=priors,
+            evaluations=tuple(options.evaluations),
+            warm=tuple(parse_warm(text, priors) for text in options.warm),
+            threads=threads,
+            **{name: getattr(options, name) for name in names},
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    folder = None if options.temp_dir is None else options.temp_dir.resolve()
+    done = serve(
+        config, options.host, options.port, options.replicas, options.drain, folder, lambda s: print(s, flush=True)
+    )
+    return 0 if done else 1
+
+
+def _check_free(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise UsageError(f"`--port` must be from 1 to 65535, got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as cause:
+        raise UsageError(f"`--host` {host} `--port` {port} cannot be listened on: {cause.strerror or cause}") from cause

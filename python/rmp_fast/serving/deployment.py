@@ -1,0 +1,73 @@
+"""The service as a deployment of Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import math
+from typing import Any
+
+from .config import Config
+
+__all__ = ["deployment", "require_ray"]
+
+# Requests of a replica beyond its queue and batch: questions of health, and those that it refuses in its own words,
+# where Ray would only say that it is busy.
+_MARGIN = 128
+
+
+def require_ray() -> None:
+    """ImportError where the packages of the service are absent, with what installs them."""
+    missing = [name for name in ("ray", "starlette", "python_multipart") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"the service needs {' and '.join(missing)}: pip install 'rmp_fast[ray]'")
+
+
+def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) -> Any:
+    """An application for ``ray.serve.run``.
+
+    Args:
+        config: of every replica; each has ``config.threads`` processors and its own queue.
+        replicas: processes that share the requests.
+        drain_seconds: within which a replica that is stopped must have finished what it accepted.
+
+    Raises:
+        ImportError: without ray, with what to install.
+    """
+    require_ray()
+    from ray import serve
+
+    def build() -> Any:
+        from .app import create_app
+        from .service import Service
+
+        return create_app(Service(config))
+
+    class Replica:
+        """The application of one replica, and what Ray asks of it."""
+
+        app: Any
+
+        def check_health(self) -> None:
+            self.app.state.service.check()
+
+        async def drain(self, seconds: float) -> bool:
+            """Finish what was accepted and refuse the rest; False if that takes longer."""
+            done = await asyncio.to_thread(self.app.state.service.drain, seconds)
+            while self.app.state.in_flight:
+                await asyncio.sleep(0.01)
+            return bool(done)
+
+    options = serve.deployment(
+        name="rmp-fast",
+        num_replicas=replicas,
+        max_ongoing_requests=config.queue + config.batch + _MARGIN,
+        max_queued_requests=config.queue,
+        graceful_shutdown_timeout_s=drain_seconds,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5.0,
+        health_check_timeout_s=30.0,
+        ray_actor_options={"num_cpus": config.threads, "num_gpus": math.ceil(config.device.startswith("cuda"))},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    return options(serve.ingress(build)(Replica)).bind()
