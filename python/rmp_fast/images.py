@@ -15,7 +15,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -70,44 +70,54 @@ class ImageFile:
     icc_profile: bytes | None
 
 
-def probe(path: pathlib.Path) -> ImageHeader:
+def probe(source: pathlib.Path | BinaryIO) -> ImageHeader:
     """Shape and depth of the image that :func:`read` will return, without decoding it.
+
+    Args:
+        source: a file's path, or an open binary file that can seek; its ``name`` is what messages call it.
 
     Raises:
         ImageError: the file is no image, or of a kind that :func:`read` refuses.
     """
-    with _naming(path):
-        if _is_deep_png(path):
-            with Image.open(path) as image:
-                colour = _png_header(path)[1] in (2, 3, 6)
+    with _opened(source) as file:
+        head = _head(file)
+        if _is_deep_png(head):
+            with Image.open(file) as image:
+                colour = head[25] in (2, 3, 6)
                 return ImageHeader(_shape(image.size, colour, _orientation(image)), 16)
-        if _is_tiff(path):
-            with tifffile.TiffFile(path) as file:
-                page = _first_page(file)
+        if _is_tiff(head):
+            with tifffile.TiffFile(file) as tiff:
+                page = _first_page(tiff)
                 if page.bitspersample == 16:
                     size = page.imagewidth, page.imagelength
                     return ImageHeader(_shape(size, page.samplesperpixel >= 3, _tiff_orientation(page)), 16)
-        with Image.open(path) as image:
+            file.seek(0)
+        with Image.open(file) as image:
             return ImageHeader(_shape(image.size, _is_colour(image), _orientation(image)), 8)
 
 
-def read(path: pathlib.Path) -> ImageFile:
+def read(source: pathlib.Path | BinaryIO) -> ImageFile:
     """Decode an image file.
 
     The EXIF orientation is applied, a palette is looked up, an alpha channel is dropped (without blending) and of a
     sequence the first image is taken; the last two are said in ``notes``.
 
+    Args:
+        source: a file's path, or an open binary file, as for :func:`probe`.
+
     Raises:
         ImageError: the file is unreadable, truncated, or neither 8 nor 16 bit.
     """
-    with _naming(path):
-        if _is_deep_png(path):
-            return _read_deep_png(path)
-        if _is_tiff(path):
-            with tifffile.TiffFile(path) as file:
-                if _first_page(file).bitspersample == 16:
-                    return _read_deep_tiff(file)
-        return _read_shallow(path)
+    with _opened(source) as file:
+        head = _head(file)
+        if _is_deep_png(head):
+            return _read_deep_png(file)
+        if _is_tiff(head):
+            with tifffile.TiffFile(file) as tiff:
+                if _first_page(tiff).bitspersample == 16:
+                    return _read_deep_tiff(tiff)
+            file.seek(0)
+        return _read_shallow(file)
 
 
 def quantise(pixels: NDArray[Any], depth: int) -> NDArray[Any]:
@@ -178,8 +188,8 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         raise
 
 
-def _read_shallow(path: pathlib.Path) -> ImageFile:
-    with Image.open(path) as image:
+def _read_shallow(file: BinaryIO) -> ImageFile:
+    with Image.open(file) as image:
         notes = _sequence_note(getattr(image, "n_frames", 1))
         colour, alpha = _is_colour(image), image.mode in _ALPHA_MODES or "transparency" in image.info
         image.load()
@@ -191,10 +201,11 @@ def _read_shallow(path: pathlib.Path) -> ImageFile:
     return _decoded(levels, 8, alpha, notes, icc_profile)
 
 
-def _read_deep_png(path: pathlib.Path) -> ImageFile:
-    with Image.open(path) as image:
+def _read_deep_png(file: BinaryIO) -> ImageFile:
+    with Image.open(file) as image:
         orientation, icc_profile = _orientation(image), image.info.get("icc_profile")
-    levels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    file.seek(0)
+    levels = np.asarray(imagecodecs.png_decode(file.read()))
     channels = 1 if levels.ndim == 2 else levels.shape[-1]
     levels = levels.reshape(*levels.shape[:2], channels)
     alpha = channels in (2, 4)
@@ -239,22 +250,19 @@ def _is_colour(image: Image.Image) -> bool:
     raise ValueError(f"only 8 and 16 bit grey and colour images are supported, this one has mode {image.mode!r}")
 
 
-def _is_tiff(path: pathlib.Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def _head(file: BinaryIO) -> bytes:
+    """What tells the formats apart: signature, and of a PNG file bit depth and colour type (bytes 24 and 25)."""
+    head = file.read(26)
+    file.seek(0)
+    return head
 
 
-def _is_deep_png(path: pathlib.Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(25)
-    return len(head) == 25 and head.startswith(_PNG_SIGNATURE) and head[24] == 16
+def _is_tiff(head: bytes) -> bool:
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _png_header(path: pathlib.Path) -> tuple[int, int]:
-    """Bit depth and colour type of a PNG file."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    return head[24], head[25]
+def _is_deep_png(head: bytes) -> bool:
+    return len(head) == 26 and head.startswith(_PNG_SIGNATURE) and head[24] == 16
 
 
 def _first_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
@@ -310,11 +318,16 @@ def _with_icc(png: bytes, icc_profile: bytes | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Whatever a decoder raises becomes an ImageError that names the file; each decoder has exceptions of its own."""
+def _opened(source: pathlib.Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The open file, and whatever a decoder raises as an ImageError; each decoder has exceptions of its own."""
+    name = source if isinstance(source, pathlib.Path) else getattr(source, "name", "the image")
     try:
-        yield
+        if isinstance(source, pathlib.Path):
+            with source.open("rb") as file:
+                yield file
+        else:
+            yield source
     except ImageError:
         raise
     except Exception as cause:
-        raise ImageError(f"{path}: cannot be read as an image: {cause}") from cause
+        raise ImageError(f"{name}: cannot be read as an image: {cause}") from cause

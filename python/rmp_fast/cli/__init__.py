@@ -12,7 +12,7 @@ from .usage import UsageError
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 # Command NAME has its options in parsers/NAME.py and its `run` in NAME.py.
-COMMANDS = ("reconstruct", "compare", "calibrate", "tune", "info")
+COMMANDS = ("reconstruct", "batch", "compare", "calibrate", "tune", "info")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import images
 from .usage import UsageError
 
-__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "load_array", "resolve"]
+__all__ = ["FILES", "OPTIONS", "TASKS", "Settings", "Task", "choice", "derive_seed", "load_array", "resolve"]
 
 
 @dataclasses.dataclass(frozen=True)
