@@ -129,6 +129,26 @@ def test_killed_runs_end_with_every_image_exactly_once(tmp_path: pathlib.Path) -
     assert not batch_kills.abandoned()
 
 
+def test_a_batch_that_kills_its_workers_is_given_up_and_the_others_arrive() -> None:
+    class Mortal:
+        def __init__(self, _: object, attempts: cluster.Attempts) -> None:
+            self._attempts = attempts
+
+        def __call__(self, table: Any) -> dict[str, list[str]]:
+            (work,) = table["work"]
+            if not self._attempts.allowed(work):
+                return {"result": ["gave up"]}
+            if work == "deadly":
+                os._exit(1)
+            return {"result": [work]}
+
+    with cluster.connect(None, 1) as (cpus, gpus):
+        pool = cluster.Pool("cpu", cpus, gpus, None, None)
+        assert sorted(cluster.feed(Mortal, None, ["a", "deadly", "b"], pool, 1)) == ["a", "b", "gave up"]
+        with pytest.raises(UsageError, match="`--threads` must be at most 1, the processors of Ray's machines, got 2"):
+            list(cluster.feed(Mortal, None, ["a"], cluster.Pool("cpu", 2, 0, None, 2), 1))
+
+
 def test_result_equals_that_of_reconstruct(
     tmp_path: pathlib.Path, fed: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +203,7 @@ def test_poisoned_images_are_rows_and_their_batches_go_on(source: Memory, out: M
     source.write("bomb.png", bytes(bomb))
     summary = go(source, out, simulate=True, max_pixels=4096)
     expected = {
-        "cut.png": "cut.png: cannot be read as an image",
+        "cut.png": "the file: cannot be read as an image",
         "text.png": "cannot be read as an image",
         "empty.png": "cannot be read as an image",
         "colour.png": "with C = 1 for the prior 'fashion', got (1, 3, 16, 16)",
@@ -505,7 +525,7 @@ def test_bad_options_are_refused_before_work(
 
 def test_unreadable_images_alone_are_refused_and_unknown_options_named(source: Memory, out: Memory) -> None:
     source.write("a.png", b"no image")
-    with pytest.raises(UsageError, match=r"no image of 1 can be read; a\.png: "):
+    with pytest.raises(UsageError, match=r"no image of 1 can be read; a\.png: the file: "):
         go(source, out)
     with pytest.raises(TypeError, match="did you mean 'noise_std'"):
         go(source, out, noise_sd=0.1)

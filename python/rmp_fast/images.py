@@ -21,7 +21,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "EXTENSIONS",
@@ -70,11 +70,11 @@ class ImageFile:
     icc_profile: bytes | None
 
 
-def probe(source: pathlib.Path | BinaryIO) -> ImageHeader:
+def probe(source: pathlib.Path | bytes | BinaryIO) -> ImageHeader:
     """Shape and depth of the image that :func:`read` will return, without decoding it.
 
     Args:
-        source: a file's path, or an open binary file that can seek; its ``name`` is what messages call it.
+        source: a file, what one holds, or an open one that can seek, which stays open.
 
     Raises:
         ImageError: the file is no image, or of a kind that :func:`read` refuses.
@@ -96,14 +96,11 @@ def probe(source: pathlib.Path | BinaryIO) -> ImageHeader:
             return ImageHeader(_shape(image.size, _is_colour(image), _orientation(image)), 8)
 
 
-def read(source: pathlib.Path | BinaryIO) -> ImageFile:
-    """Decode an image file.
+def read(source: pathlib.Path | bytes | BinaryIO) -> ImageFile:
+    """Decode an image file, what one holds, or an open one.
 
     The EXIF orientation is applied, a palette is looked up, an alpha channel is dropped (without blending) and of a
     sequence the first image is taken; the last two are said in ``notes``.
-
-    Args:
-        source: a file's path, or an open binary file, as for :func:`probe`.
 
     Raises:
         ImageError: the file is unreadable, truncated, or neither 8 nor 16 bit.
@@ -204,8 +201,8 @@ def _read_shallow(file: BinaryIO) -> ImageFile:
 def _read_deep_png(file: BinaryIO) -> ImageFile:
     with Image.open(file) as image:
         orientation, icc_profile = _orientation(image), image.info.get("icc_profile")
-    file.seek(0)
-    levels = np.asarray(imagecodecs.png_decode(file.read()))
+        file.seek(0)
+        levels = np.asarray(imagecodecs.png_decode(file.read()))
     channels = 1 if levels.ndim == 2 else levels.shape[-1]
     levels = levels.reshape(*levels.shape[:2], channels)
     alpha = channels in (2, 4)
@@ -251,7 +248,7 @@ def _is_colour(image: Image.Image) -> bool:
 
 
 def _head(file: BinaryIO) -> bytes:
-    """What tells the formats apart: signature, and of a PNG file bit depth and colour type (bytes 24 and 25)."""
+    """Enough of the file to know its kind and, of a PNG, bit depth (byte 24) and colour type (byte 25)."""
     head = file.read(26)
     file.seek(0)
     return head
@@ -318,16 +315,18 @@ def _with_icc(png: bytes, icc_profile: bytes | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(source: pathlib.Path | BinaryIO) -> Iterator[BinaryIO]:
-    """The open file, and whatever a decoder raises as an ImageError; each decoder has exceptions of its own."""
-    name = source if isinstance(source, pathlib.Path) else getattr(source, "name", "the image")
+def _opened(source: pathlib.Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """The file to read; whatever a decoder raises, and each has exceptions of its own, becomes an ImageError."""
+    name = str(source) if isinstance(source, pathlib.Path) else "the file"
     try:
         if isinstance(source, pathlib.Path):
             with source.open("rb") as file:
                 yield file
         else:
-            yield source
+            yield io.BytesIO(source) if isinstance(source, bytes) else source
     except ImageError:
         raise
+    except UnidentifiedImageError as cause:
+        raise ImageError(f"{name}: cannot be read as an image: its kind is not recognised") from cause
     except Exception as cause:
         raise ImageError(f"{name}: cannot be read as an image: {cause}") from cause

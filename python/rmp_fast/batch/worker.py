@@ -6,7 +6,6 @@ import argparse
 import copy
 import dataclasses
 import datetime
-import io
 import json
 import os
 import pathlib
@@ -161,9 +160,7 @@ class Worker:
             try:
                 data = read_file(image.url)
                 digest = record.digest(data)
-                stream = io.BytesIO(data)
-                stream.name = image.name
-                picture = images.read(stream)
+                picture = images.read(data)
                 if picture.pixels.shape != shape:
                     raise images.ImageError(f"its shape changed from {shape} to {picture.pixels.shape} during the run")
                 if picture.depth == 16 and self._job.options.format not in images.DEEP_FORMATS:
