@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from PIL.Image import DecompressionBombWarning
 
 from .. import images
 from .._checks import check_choice
@@ -290,14 +291,17 @@ def _headers(listed: Iterable[Image]) -> Iterator[tuple[Image, images.ImageHeade
         if image.version is None:
             return "does not exist"
         try:
-            with warnings.catch_warnings(), open_file(image.url) as file:
+            with open_file(image.url) as file:
                 return images.probe(file)
         except (images.ImageError, OSError) as error:
             return str(error)
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         for part in _parts(listed, 1024):
-            yield from zip(part, pool.map(header, part), strict=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DecompressionBombWarning)  # --max-pixels decides
+                found = list(pool.map(header, part))
+            yield from zip(part, found, strict=True)
 
 
 def _readable(clerk: _Clerk, todo: Iterable[Image], max_pixels: int) -> Iterator[tuple[Image, Shape]]:
