@@ -38,6 +38,7 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
         the largest relative difference to torch that ONNX Runtime showed, over noise levels from 0.02 to 50.
 
     Raises:
+        ValueError: a prior that takes any number of channels.
         RuntimeError: a package is missing, or the two differ by more than float32 rounding; no file is left then.
     """
     try:
@@ -45,8 +46,10 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch exports with)
     except ImportError as error:
-        raise RuntimeError(f"the export needs {error.name}: pip install onnx onnxruntime onnxscript") from error
+        raise RuntimeError(f"the export needs {error.name}: pip install 'rmp_fast[onnx]'") from error
     height, width = (check_count("size", n) for n in size)
+    if prior.network_channels is None:
+        raise ValueError("`prior` must have a fixed number of channels, got one that takes any")
     path = pathlib.Path(path)
     generator = torch.Generator().manual_seed(0)
     s = torch.logspace(-1.7, 1.7, 3)

@@ -70,11 +70,11 @@ class ImageFile:
     icc_profile: bytes | None
 
 
-def probe(source: pathlib.Path | bytes) -> ImageHeader:
+def probe(source: pathlib.Path | bytes | BinaryIO) -> ImageHeader:
     """Shape and depth of the image that :func:`read` will return, without decoding it.
 
     Args:
-        source: a file, or what one holds.
+        source: a file, what one holds, or an open one that can seek, which stays open.
 
     Raises:
         ImageError: the file is no image, or of a kind that :func:`read` refuses.
@@ -96,8 +96,8 @@ def probe(source: pathlib.Path | bytes) -> ImageHeader:
             return ImageHeader(_shape(image.size, _is_colour(image), _orientation(image)), 8)
 
 
-def read(source: pathlib.Path | bytes) -> ImageFile:
-    """Decode an image file, or what one holds.
+def read(source: pathlib.Path | bytes | BinaryIO) -> ImageFile:
+    """Decode an image file, what one holds, or an open one.
 
     The EXIF orientation is applied, a palette is looked up, an alpha channel is dropped (without blending) and of a
     sequence the first image is taken; the last two are said in ``notes``.
@@ -315,12 +315,15 @@ def _with_icc(png: bytes, icc_profile: bytes | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(source: pathlib.Path | bytes) -> Iterator[BinaryIO]:
+def _opened(source: pathlib.Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
     """The file to read; whatever a decoder raises, and each has exceptions of its own, becomes an ImageError."""
-    name = "the file" if isinstance(source, bytes) else str(source)
+    name = str(source) if isinstance(source, pathlib.Path) else "the file"
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            yield file
+        if isinstance(source, pathlib.Path):
+            with source.open("rb") as file:
+                yield file
+        else:
+            yield io.BytesIO(source) if isinstance(source, bytes) else source
     except ImageError:
         raise
     except UnidentifiedImageError as cause:

@@ -107,7 +107,7 @@ def kernel_calls(plan: Plan, seen: Seen, clock: Clock = time.perf_counter) -> It
         plan.steps, ops.kernels = steps, kernels
 
 
-class LibraryCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LibraryCalls(TorchDispatchMode):
     """Counts torch's own operations that compute: calls, bytes of their arguments and results, and how many of them
     make the host wait for the device.
 

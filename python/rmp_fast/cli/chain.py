@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .. import backends, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
+from ..priors import NetworkPrior
 from . import degrade, record
 from .arrays import ArrayFile
 from .prior import open_prior
@@ -84,19 +85,31 @@ def from_starts(
 class Chain:
     """Prior, operator settings and chain options of a run.
 
+    Args:
+        options: of the command line.
+        task: the operator, by :func:`tasks.resolve`.
+        device: where plans live.
+        prior: the prior that ``options`` name, if it was loaded before; it is moved to ``device``.
+
     Raises:
         UsageError: an option that does not fit, with the message of whoever refuses it.
     """
 
-    def __init__(self, options: argparse.Namespace, task: Settings) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        task: Settings,
+        device: str = "cpu",
+        prior: NetworkPrior | None = None,
+    ) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         try:
-            backends.resolve(options.backend, torch.device("cpu"), torch.float32)
+            backends.resolve(options.backend, torch.device(device), torch.float32)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        self._options, self._task = options, task
-        self._prior = open_prior(options.prior)
+        self._options, self._task, self._device = options, task, torch.device(device)
+        self._prior = (prior or open_prior(options.prior)).to(device)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
         tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
@@ -131,6 +144,11 @@ class Chain:
         except ValueError as error:
             raise UsageError(str(error)) from error
         return {"schedule": schedule} | {name: chain[name] for name in DEFAULTS if name not in ("low", "high")}
+
+    @property
+    def prior(self) -> NetworkPrior:
+        """The prior, for other chains to share."""
+        return self._prior
 
     @property
     def title(self) -> str:
@@ -170,28 +188,40 @@ class Chain:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name}: {error}") from error
 
-    def restore(self, batch: Sequence[images.ImageFile | ArrayFile], names: Sequence[str]) -> list[Outcome]:
+    def restore(
+        self,
+        batch: Sequence[images.ImageFile | ArrayFile],
+        names: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        noise_std: Sequence[float] | None = None,
+    ) -> list[Outcome]:
         """Restore images of one shape.
 
         Args:
             batch: measurements, or with ``--simulate`` clean images.
             names: their file names, which decide their random numbers.
+            seeds, noise_std: of each image instead of the run's; not for simulated ones.
         """
-        options, seed = self._options, self._options.seed
+        options = self._options
+        bases = [options.seed] * len(names) if seeds is None else seeds
         pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
         plan = self._prepared(batch[0].pixels.shape, names)
         if options.simulate:
-            y = degrade.simulate(plan.op, pixels, options.noise_std, names, seed)
+            y = degrade.simulate(plan.op, pixels, options.noise_std, names, options.seed)
         else:
             y = degrade.measured(plan.op, pixels)
-        seeds = [derive_seed(seed, "chain", name) for name in names]
-        estimate = self._estimate(plan, y, torch.tensor(seeds, dtype=torch.int64))
+        own = [derive_seed(base, "chain", name) for base, name in zip(bases, names, strict=True)]
+        levels = None
+        if noise_std is not None:
+            levels = torch.tensor(noise_std, dtype=torch.float64, device=self._device) * degrade.own_unit(plan.op)
+        estimate = self._estimate(plan, y.to(self._device), torch.tensor(own, device=self._device), levels)
+        means = estimate.mean.cpu().numpy()
         measured = y.numpy()
         outcomes = []
         for index, (image, name) in enumerate(zip(batch, names, strict=True)):
             # Quality and panel are of what the file will hold.
             top = np.float32(2**image.depth - 1)
-            restoration = images.quantise(estimate.mean[index].numpy(), image.depth).astype(np.float32) / top
+            restoration = images.quantise(means[index], image.depth).astype(np.float32) / top
             truth = image.pixels if options.simulate else None
             scored = restoration if truth is None else degrade.aligned(plan.op, restoration, truth)
             outcomes.append(
@@ -202,18 +232,18 @@ class Chain:
                     truth=truth,
                     ok=bool(estimate.ok[index]),
                     quality=None if truth is None else self._quality(plan, measured[index], scored, truth, name),
-                    seeds={"base": seed, "chain": seeds[index]},
+                    seeds={"base": bases[index], "chain": own[index]},
                     stats={**estimate.stats, "seconds_per_image": estimate.stats["seconds"] / len(names)},
                 )
             )
         return outcomes
 
-    def _estimate(self, plan: Plan, y: torch.Tensor, seeds: torch.Tensor) -> Estimate:
+    def _estimate(self, plan: Plan, y: torch.Tensor, seeds: torch.Tensor, noise_std: torch.Tensor | None) -> Estimate:
         if self._starts == 1:
-            return plan.execute(y, seeds=seeds)
+            return plan.execute(y, seeds=seeds, noise_std=noise_std)
 
         def run(own: torch.Tensor) -> Estimate:
-            estimate = plan.execute(y, seeds=own)
+            estimate = plan.execute(y, seeds=own, noise_std=noise_std)
             return dataclasses.replace(estimate, mean=2 * estimate.mean - 1)
 
         best = from_starts(plan.op, y, run, self._starts, seeds)
@@ -273,6 +303,7 @@ class Chain:
                 self._options.noise_std * degrade.own_unit(op),
                 **self._plan_options,
                 backend=self._options.backend,
+                device=self._device,
                 data_range=(0.0, 1.0),
             )
             self._plan_key = key

@@ -24,7 +24,7 @@ from .usage import UsageError, check_numbers
 if TYPE_CHECKING:
     from .chain import Chain, Outcome
 
-__all__ = ["run"]
+__all__ = ["default_batch", "run"]
 
 LARGEST_BATCH = 16
 PIXELS_PER_BATCH = 2**17  # larger batches gain nothing on a processor, and delay the first finished image
@@ -143,6 +143,11 @@ def _unfinished(
         reporter.note(f"{skipped} finished before and skipped; --force does them again")
 
 
+def default_batch(shape: Sequence[int]) -> int:
+    """How many images (C, H, W) are restored at a time where nobody says."""
+    return max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (shape[-2] * shape[-1])))
+
+
 def _batches(
     decoded: Iterator[tuple[Job, images.ImageFile | ArrayFile]], batch_size: int | None
 ) -> Iterator[list[tuple[Job, images.ImageFile | ArrayFile]]]:
@@ -153,8 +158,7 @@ def _batches(
             yield batch
             batch = []
         batch.append((job, image))
-        pixels = job.shape[-2] * job.shape[-1]
-        if len(batch) >= (batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // pixels))):
+        if len(batch) >= (batch_size or default_batch(job.shape)):
             yield batch
             batch = []
     if batch:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import images
 from .usage import UsageError
 
-__all__ = ["OPTIONS", "TASKS", "Settings", "Task", "as_kernel", "as_known", "choice", "decide", "derive_seed",
+__all__ = ["FILES", "OPTIONS", "TASKS", "Settings", "Task", "as_kernel", "as_known", "choice", "decide", "derive_seed",
            "load_array", "resolve"]  # fmt: skip
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-__all__ = ["add_operator", "add_problem"]
+__all__ = ["add_chain", "add_operator", "add_problem"]
 
 
-def add_problem(parser: argparse.ArgumentParser) -> None:
-    """Prior, noise and output folder."""
+def add_problem(parser: argparse.ArgumentParser, out: bool = True) -> None:
+    """Prior, noise and, with ``out``, the output folder."""
     parser.add_argument(
         "--prior", default="photo", metavar="NAME", help="photo (default), fashion, or the path of weights or a network"
     )
@@ -19,7 +19,8 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="standard deviation of the measurement noise where black is 0 and white is 1",
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the results, made if missing")
+    if out:
+        parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the results, made if missing")
 
 
 def add_operator(parser: argparse.ArgumentParser) -> None:
@@ -53,3 +54,19 @@ def add_operator(parser: argparse.ArgumentParser) -> None:
     operator.add_argument("--starts", type=int, metavar="N", help="runs of which the best explains the magnitudes (8)")
     operator.add_argument("--exposure", type=float, metavar="X", help="of the camera; above 1 white saturates (1.25)")
     operator.add_argument("--gamma", type=float, metavar="X", help="of the camera's response (2.2)")
+
+
+def add_chain(parser: argparse.ArgumentParser) -> None:
+    """What the chain is made from."""
+    chain = parser.add_argument_group("chain options")
+    chain.add_argument(
+        "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
+    )
+    chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
+    chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
+    chain.add_argument("--guidance", metavar="NAME", help="likelihood score (gaussian)")
+    chain.add_argument("--noise", metavar="NAME", help="noise of the gradient (control)")
+    chain.add_argument("--low", type=float, metavar="S", help="lowest noise level, on [-1, 1] (0.05)")
+    chain.add_argument("--high", type=float, metavar="S", help="highest noise level, on [-1, 1] (20)")
+    chain.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")
+    chain.add_argument("--backend", default="auto", metavar="NAME", help="auto (default), cpu, torch, …; see info")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from .options import add_operator, add_problem
+from .options import add_chain, add_operator, add_problem
 
 __all__ = ["add"]
 
@@ -57,19 +57,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
 
     add_operator(parser)
-
-    chain = parser.add_argument_group("chain options")
-    chain.add_argument(
-        "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
-    )
-    chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
-    chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
-    chain.add_argument("--guidance", metavar="NAME", help="likelihood score (gaussian)")
-    chain.add_argument("--noise", metavar="NAME", help="noise of the gradient (control)")
-    chain.add_argument("--low", type=float, metavar="S", help="lowest noise level, on [-1, 1] (0.05)")
-    chain.add_argument("--high", type=float, metavar="S", help="highest noise level, on [-1, 1] (20)")
-    chain.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")
-    chain.add_argument("--backend", default="auto", metavar="NAME", help="auto (default), cpu, torch, …; see info")
+    add_chain(parser)
 
     running = parser.add_argument_group("running and output")
     running.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")

@@ -1,0 +1,232 @@
+"""Ray: one of this machine's own for a run, or a cluster that is there; and the pool of workers that Ray Data feeds."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..cli.usage import UsageError
+
+__all__ = ["Attempts", "Pool", "connect", "devices", "feed", "run_once"]
+
+PREFIX = "rmp-fast-ray-"
+OBJECT_STORE = 96 * 2**20  # only names and records pass through it
+LONGEST_SOCKET = 107  # of a Unix socket's path, of which Ray appends this much to its folder:
+SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+LARGEST_GROUP = 4  # processor threads of a worker; more gain less than another worker does
+BLOCKS = 4096  # of the data set, each one task; a batch each until there are more batches
+
+
+class Pool:
+    """How many workers there are, and what each takes.
+
+    Args:
+        device: "cpu" or "cuda".
+        cpus, gpus: of the machine or the cluster.
+        workers, threads: as the user wants them.
+    """
+
+    def __init__(self, device: str, cpus: int, gpus: int, workers: int | None, threads: int | None) -> None:
+        self.gpus = 1 if device == "cuda" else 0
+        share = max(1, cpus // max(1, gpus)) if self.gpus else cpus
+        self.threads = threads or min(LARGEST_GROUP, max(1, share // (workers or 1) if not self.gpus else share))
+        self.workers = workers or (gpus if self.gpus else max(1, cpus // self.threads))
+
+
+def devices(wanted: str, gpus: int) -> str:
+    """ "cpu" or "cuda" for ``auto``, ``cpu`` or ``cuda`` where there are so many GPUs."""
+    if wanted == "cuda" and not gpus:
+        raise UsageError("`--device` cuda needs a GPU that Ray knows of, and there is none; use auto or cpu")
+    return wanted if wanted != "auto" else ("cuda" if gpus else "cpu")
+
+
+class Attempts:
+    """How often each batch may be begun: Ray Data repeats without end what its worker does not survive.
+
+    Args:
+        limit: of beginnings, in all processes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        import ray
+
+        self._limit = limit
+        self._counter = ray.remote(num_cpus=0)(Counter).remote()
+
+    def allowed(self, key: str) -> bool:
+        """Count a beginning, and say whether it may go on."""
+        import ray
+
+        count: int = ray.get(self._counter.add.remote(key))
+        return count <= self._limit
+
+
+class Counter:
+    """Counts by key."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, key: str) -> int:
+        """One more; returns how many there are now."""
+        self._counts[key] += 1
+        return self._counts[key]
+
+
+@contextlib.contextmanager
+def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
+    """Ray for a run, and the number of its processors and GPUs.
+
+    Without an address a Ray of this process's own, that no other finds and that dies with the process however that
+    ends: Linux tells the daemons, the workers follow within seconds, and two idle agents after Ray's request timeout of
+    a minute. Its folder is removed at the end, or by the next run if this one is killed.
+
+    Args:
+        address: of a cluster.
+        cpus: of a Ray of this machine.
+
+    Raises:
+        UsageError: Ray is not installed, or does not answer at that address.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes back as an exception
+    # The workers are this interpreter; a tool that Ray was started through has no say in that.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as cause:
+        raise UsageError(f"`rmp-fast batch` needs ray: pip install 'rmp_fast[ray]' ({cause})") from cause
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    folder = None
+    try:
+        with _muffled():
+            if address is not None:
+                ray.init(address=address, **quiet)
+            else:
+                _remove_abandoned()
+                folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_folder())
+                ray.init(
+                    address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False,
+                    _temp_dir=folder, **quiet,
+                )  # fmt: skip
+    except (ConnectionError, OSError, ValueError, RuntimeError) as cause:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        where = f"at `--address` {address}" if address is not None else "on this machine"
+        raise UsageError(f"Ray cannot be reached {where}: {cause}") from cause
+    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # What a lost block held is found by what has no row, and tried again image by image.
+        context.max_errored_blocks = -1
+        found = ray.cluster_resources()
+        yield int(found.get("CPU", 1)), int(found.get("GPU", 0))
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_once(function: Callable[..., Any], gpus: int, *arguments: Any) -> Any:
+    """The result of a call in a worker process of the cluster, where the software and devices are those that count."""
+    import ray
+
+    try:
+        return ray.get(ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(function).remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UsageError) else error from None
+
+
+def feed(
+    worker: type[Callable[..., Any]], job: object, works: Sequence[str], pool: Pool, retries: int
+) -> Iterator[str]:
+    """Feed batches to a pool of workers.
+
+    Args:
+        worker: class whose instances map a table {"work": [...]} to {"result": [...]}.
+        job: its argument, beside an :class:`Attempts`.
+        works: the batches.
+        pool: of workers.
+        retries: how often a batch is tried again whose worker died.
+
+    Yields:
+        results as they come.
+
+    Raises:
+        RuntimeError: no worker could start, or Ray itself failed.
+    """
+    import ray.data
+
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    if pool.threads > largest:
+        raise UsageError(f"`--threads` must be at most {largest}, the processors of Ray's machines, got {pool.threads}")
+    items = [{"work": work} for work in works]
+    data = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
+        worker,
+        fn_constructor_args=(job, Attempts(retries + 1)),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.threads,
+        num_gpus=pool.gpus or None,
+    )
+    try:
+        for table in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from map(str, table["result"])
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"the workers cannot go on: {error}") from error
+
+
+@contextlib.contextmanager
+def _muffled() -> Iterator[None]:
+    """Keep from stderr what Ray's native code says when it starts, unless it fails."""
+    sys.stderr.flush()
+    usual = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(usual, said.read())
+            raise
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+
+
+def _short_folder() -> str | None:
+    """The folder for temporary files, unless its path is too long for Ray's sockets."""
+    usual = tempfile.gettempdir()
+    name = len(f"/{PREFIX}1234567-12345678")
+    return None if len(usual) + name + SESSION <= LONGEST_SOCKET else "/tmp"
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of runs of this user that were killed."""
+    for folder in {tempfile.gettempdir(), _short_folder() or tempfile.gettempdir()}:
+        for path in pathlib.Path(folder).glob(f"{PREFIX}*"):
+            owner = path.name[len(PREFIX) :].partition("-")[0]
+            if owner.isdigit() and not _is_alive(int(owner)) and path.stat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
