@@ -217,6 +217,7 @@ def latency(url: str, repeats: int) -> None:
         return result
 
     expected = plan.execute(y, seeds=seeds).mean[0].numpy()
+    refused = form({"noise_std": "0.05"}, {"image": npy(asked.y)})
     with httpx.Client(timeout=60) as http:
         for _ in range(repeats):
             timed("direct", lambda: plan.execute(y, seeds=seeds))
@@ -226,7 +227,6 @@ def latency(url: str, repeats: int) -> None:
             ]
             timed("GET, Ray", lambda: http.get(f"{url}/healthz"))
             # As large a request, read to its end and refused: what a hop with a body costs without any chain.
-            refused = form({"noise_std": "0.05"}, {"image": npy(asked.y)})
             timed("refused, Ray", lambda: http.post(f"{url}/v1/reconstruct", files=refused))
             timed("refused, no Ray", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=refused)))
             for name, answer in zip(("chain in Ray", "chain, no Ray"), answers, strict=True):
