@@ -132,10 +132,9 @@ def _spectral(arena: Arena) -> None:
     shape, dtype = arena.shape(), pick(arena.choices, (torch.float32, torch.complex64))
     energy = (1, *shape[1:]) if arena.choices.integer(0, 1) else shape
     c, data = arena.tensor(dtype, shape), arena.tensor(dtype, shape)
-    _core.spectral(
-        c, arena.tensor(torch.float32, energy), data, arena.tensor(torch.float32, shape[:1]), arena.tensor(dtype, shape),
-        bool(arena.choices.integer(0, 1)), **_options(arena),
-    )  # fmt: skip
+    squares, ratio = arena.tensor(torch.float32, energy), arena.tensor(torch.float32, shape[:1])
+    update = bool(arena.choices.integer(0, 1))
+    _core.spectral(c, squares, data, ratio, arena.tensor(dtype, shape), update, **_options(arena))
 
 
 def _normals(arena: Arena) -> None:
@@ -184,10 +183,11 @@ def _step(arena: Arena) -> None:
     addresses = [pick(arena.choices, (*(half.data_ptr(),) * 20, 0)) for half in made]
     for _ in range(arena.choices.integer(1, 3)):
         if arena.choices.integer(0, 1):
-            step.perturb(arena.integer(), arena.integer())
+            step.perturb(arena.choices.integer(-1, looks), arena.integer())
         else:
             mirror = addresses[1] if antithetic or arena.choices.integer(0, 5) == 0 else 0
-            step.step(arena.integer(), addresses[0], mirror, pick(arena.choices, (None, 0, arena.integer())))
+            look = arena.choices.integer(-1, looks)
+            step.step(look, addresses[0], mirror, pick(arena.choices, (None, 0, arena.integer())))
 
 
 def _status(_: Arena) -> None:
