@@ -141,8 +141,10 @@ void NaturalStep::set_correction(const Buffers& buffers, const std::string& corr
   if (factor < 1) throw py::value_error("`factor` must be at least 1, got " + std::to_string(factor));
   params_.correction = Correction::block_average;
   BlockShape& blocks = params_.blocks;
-  blocks = {shape_[1], shape_[2], shape_[3], std::min(factor, shape_[2]), std::min(factor, shape_[3])};
-  const Shape expected = {shape_[0], shape_[1], ceil_div(shape_[2], factor), ceil_div(shape_[3], factor)};
+  // At least 1 for images without pixels, at most the image: a larger factor could not be added to.
+  blocks = {shape_[1], shape_[2], shape_[3], std::max<std::int64_t>(1, std::min(factor, shape_[2])),
+            std::max<std::int64_t>(1, std::min(factor, shape_[3]))};
+  const Shape expected = {shape_[0], shape_[1], blocks.bands(), blocks.columns()};
   params_.measurement = keep(buffers.y, "y")
                             .with_dtype(DType::float32)
                             .with_shape(expected, "(B, C, ceil(H / factor), ceil(W / factor))")

@@ -63,16 +63,19 @@ void launch_blocks(const Target& on, void (*launcher)(const BlockAverageParams&)
   Shape expected = image.shape();
   const std::size_t rank = expected.size();
   const std::int64_t height = expected[rank - 2], width = expected[rank - 1];
-  expected[rank - 2] = ceil_div(height, factor);
-  expected[rank - 1] = ceil_div(width, factor);
+  // A factor beyond the image is the image; so large a one could not be added to.
+  const std::int64_t rows = std::max<std::int64_t>(1, std::min(factor, height));
+  const std::int64_t columns = std::max<std::int64_t>(1, std::min(factor, width));
+  expected[rank - 2] = ceil_div(height, rows);
+  expected[rank - 1] = ceil_div(width, columns);
   averages.with_shape(expected, "(..., ceil(H / factor), ceil(W / factor))");
   if (!image.numel()) return;
   BlockAverageParams params{};
   params.blocks.planes = image.numel() / (height * width);
   params.blocks.height = height;
   params.blocks.width = width;
-  params.blocks.factor_rows = std::min(factor, height);
-  params.blocks.factor_columns = std::min(factor, width);
+  params.blocks.factor_rows = rows;
+  params.blocks.factor_columns = columns;
   if (image.device().cuda && height * width >= std::int64_t{1} << 31) {
     throw py::value_error("`" + std::string(image.name()) + "` must have less than 2^31 pixels on a CUDA device, got " +
                           shape_text(image.shape()));

@@ -269,6 +269,10 @@ def _first_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
     sample = str(page.dtype)
     if page.bitspersample > 16 or (page.bitspersample == 16 and sample != "uint16"):
         raise ValueError(f"only 8 and 16 bit unsigned images are supported, this one holds {sample}")
+    # As Pillow does for the other formats: a few bytes can promise more pixels than memory holds.
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+    if page.imagewidth * page.imagelength > most:
+        raise ValueError(f"it has {page.imagewidth} x {page.imagelength} pixels, more than {most}")
     return page
 
 

@@ -63,7 +63,7 @@ def is_finished(sidecar: pathlib.Path, hashed_settings: str, input_digest: str, 
             and found["input"]["sha256"] == input_digest
             and all((sidecar.parent / name).is_file() for name in pictures)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

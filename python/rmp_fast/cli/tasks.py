@@ -268,7 +268,7 @@ def load_array(path: pathlib.Path, flag: str) -> NDArray[Any]:
     try:
         values = np.asarray(np.load(path, allow_pickle=False))
         values = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
-    except (OSError, ValueError, TypeError, EOFError) as cause:
+    except Exception as cause:  # numpy parses headers with all that Python has, each part with exceptions of its own
         raise UsageError(f"`{flag}` {path}: cannot be read as an array of numbers: {cause}") from cause
     if not np.isfinite(values).all():
         raise UsageError(f"`{flag}` {path} must be finite, got NaN or infinity")

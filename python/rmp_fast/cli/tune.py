@@ -294,7 +294,7 @@ def _read_presets(options: argparse.Namespace) -> Presets:
 def _parse(flag: str, path: pathlib.Path) -> Presets:
     try:
         presets = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"`{flag}` {path} cannot be read as presets: {error}") from error
     if not isinstance(presets, dict) or not all(isinstance(value, dict) for value in presets.values()):
         raise UsageError(f"`{flag}` {path} must hold presets: a JSON object of tasks, each an object of evaluations")

@@ -1,0 +1,160 @@
+"""Every reader of files, given real files with some bytes changed.
+
+A reader may return or raise its own refusal; what it returns is checked for shape and finiteness.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tifffile
+from choices import Choices, pick
+from PIL import Image
+
+from rmp_fast import images
+from rmp_fast.cli import record, tasks, tune
+from rmp_fast.cli.usage import UsageError
+
+REFUSALS = (images.ImageError, UsageError)
+
+
+def _image(path: pathlib.Path) -> None:
+    try:
+        header = images.probe(path)
+    except images.ImageError:
+        header = None
+    found = images.read(path)
+    assert (found.pixels.ndim, found.pixels.dtype) == (3, np.float32)
+    assert found.pixels.shape[0] in (1, 3)
+    assert found.depth in (8, 16)
+    assert bool(((found.pixels >= 0) & (found.pixels <= 1)).all())
+    assert header is None or (header.shape, header.depth) == (found.pixels.shape, found.depth), header
+
+
+def _mask(path: pathlib.Path) -> None:
+    known = tasks._read_mask(path, False)
+    assert (known.ndim, known.dtype) == (3, bool)
+    assert known.any()
+
+
+def _kernel(path: pathlib.Path) -> None:
+    kernel = tasks._read_kernel(path)
+    assert kernel.ndim == 2
+    assert kernel.size
+    assert np.isfinite(kernel).all()
+
+
+def _presets(path: pathlib.Path) -> None:
+    options = argparse.Namespace(out=path, append=True, force=False, evaluations=20, task="sr4")
+    assert isinstance(tune._read_presets(options), dict)
+
+
+def _sidecar(path: pathlib.Path) -> None:
+    assert record.is_finished(path, "a", "b", True) in (False, True)
+
+
+def _pictures() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    grey, colour = rng.integers(0, 256, (9, 7), np.uint8), rng.integers(0, 256, (9, 7, 3), np.uint8)
+    deep = rng.integers(0, 65536, (9, 7, 3), np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files: dict[str, bytes] = {}
+
+    def save(name: str, picture: Image.Image, **options: Any) -> None:
+        stream = io.BytesIO()
+        picture.save(
+            stream, format={"jpg": "JPEG", "tif": "TIFF"}.get(name.split(".")[-1], name.split(".")[-1]), **options
+        )
+        files[name] = stream.getvalue()
+
+    save("grey.png", Image.fromarray(grey))
+    save("palette.png", Image.fromarray(colour).quantize(8), transparency=1)
+    save("alpha.png", Image.fromarray(colour).convert("RGBA"), exif=exif)
+    save("colour.jpg", Image.fromarray(colour), exif=exif)
+    save("progressive.jpg", Image.fromarray(grey), progressive=True)
+    save("lossy.webp", Image.fromarray(colour))
+    save("lossless.webp", Image.fromarray(colour), lossless=True)
+    save("shallow.tif", Image.fromarray(colour), compression="tiff_lzw")
+    files["deep.png"] = images.encode(np.moveaxis(deep, -1, 0) / 65535, 16, "png", b"profile")
+    files["deep grey.png"] = images.encode(grey[None] / 255, 16, "png")
+    for name, options in {
+        "deep.tif": {"compression": "zlib"}, "planes.tif": {"planarconfig": "separate"},
+        "tiles.tif": {"tile": (16, 16)},
+    }.items():  # fmt: skip
+        stream = io.BytesIO()
+        array = np.moveaxis(deep, -1, 0) if name == "planes.tif" else deep
+        tifffile.imwrite(stream, array, photometric="rgb", metadata=None, **options)
+        files[name] = stream.getvalue()
+    return files
+
+
+def _arrays() -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name, array in {"mask.npy": np.eye(5) > 0, "kernel.npy": np.ones((3, 5)), "cube.npy": np.ones((3, 4, 4), "f4"),
+                        "order.npy": np.asfortranarray(np.ones((4, 3), np.int16))}.items():  # fmt: skip
+        stream = io.BytesIO()
+        np.save(stream, array)
+        files[name] = stream.getvalue()
+    stream = io.BytesIO()
+    np.savez(stream, a=np.ones(3))
+    return {**files, "zip.npy": stream.getvalue()}
+
+
+@functools.cache
+def corpus() -> tuple[tuple[Callable[[pathlib.Path], None], str, bytes], ...]:
+    """(reader, name, content) of every real file."""
+    pictures, arrays = _pictures(), _arrays()
+    presets = (pathlib.Path(images.__file__).parent / "presets" / "fashion.json").read_bytes()
+    sidecar = {"schema": record.SCHEMA, "settings_hash": "a", "input": {"sha256": "b"}, "output": {"file": "x.png"}}
+    both = [(reader, name, data) for reader in (_mask, _kernel) for name, data in (pictures | arrays).items()]
+    return (
+        *((_image, name, data) for name, data in pictures.items()),
+        *both,
+        (_presets, "presets.json", presets[:2000]),
+        (_presets, "small.json", b'{"sr4": {"40": {"start": "zero"}}}'),
+        (_sidecar, "x.json", json.dumps(sidecar).encode()),
+    )
+
+
+def mutated(choices: Choices, data: bytes) -> bytes:
+    """Some bytes replaced, inserted, removed, repeated or cut off."""
+    changed = bytearray(data)
+    for _ in range(choices.integer(0, 6)):
+        at = choices.integer(0, len(changed))
+        length = choices.integer(0, 8)
+        kind = choices.integer(0, 5)
+        if kind == 0:
+            changed[at : at + 1] = bytes([choices.integer(0, 255)])
+        elif kind == 1:
+            changed[at:at] = choices.binary(16)
+        elif kind == 2:
+            del changed[at : at + length]
+        elif kind == 3:
+            changed[at : at + length] = pick(choices, (b"\0", b"\xff", b"\x7f", b"[", b"{", b"9")) * length
+        elif kind == 4:
+            del changed[at:]
+        else:
+            changed[at:at] = bytes(changed[at : at + length]) * pick(choices, (1, 2, 200, 2000))
+    return bytes(changed)
+
+
+def call(choices: Choices, folder: pathlib.Path) -> str:
+    """One mutated file through its reader; returns the reader, the file and whether it was taken."""
+    reader, name, data = pick(choices, corpus())
+    path = folder / name
+    path.write_bytes(mutated(choices, data))
+    try:
+        reader(path)
+        outcome = "read"
+    except REFUSALS as error:
+        outcome = "refused" if str(path) in str(error) else f"refused without the file's name: {error}"
+    assert "without" not in outcome, outcome
+    return f"{reader.__name__[1:]} {name} {outcome}"
