@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import os
 import pathlib
 import statistics
 import time
@@ -250,3 +251,8 @@ def _status(key: str) -> int | None:
         if line.startswith(key + ":"):
             return int(line.split()[1])
     return None
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

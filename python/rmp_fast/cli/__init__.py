@@ -12,7 +12,7 @@ from .usage import UsageError
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 # Command NAME has its options in parsers/NAME.py and its `run` in NAME.py.
-COMMANDS = ("reconstruct", "compare", "calibrate", "tune", "roofline", "profile", "info")
+COMMANDS = ("reconstruct", "compare", "calibrate", "tune", "roofline", "profile", "bench", "latency", "info")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,306 @@
+"""The report of a benchmark: one HTML page that holds everything it shows and fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from . import analysis, figures
+from .results import Results, Row
+
+__all__ = ["render"]
+
+STYLE = """
+:root { --ink: #1f2933; --faint: #616e7c; --line: #e4e7eb; --paper: #ffffff; --wash: #f5f7fa; --ours: #d64545; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--wash); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
+h2 { font-size: 21px; margin: 0 0 4px; }
+p { margin: 6px 0 12px; max-width: 78ch; }
+.lead, figcaption, .note { color: var(--faint); }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 24px 26px;
+  margin: 22px 0; }
+.partial { background: #fff3c4; border: 1px solid #f0b429; border-radius: 10px; padding: 12px 18px; margin: 18px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px; margin: 24px 0 0; }
+.card { background: var(--paper); border: 1px solid var(--line); border-top: 3px solid var(--ours); border-radius: 10px;
+  padding: 14px 18px; }
+.card b { display: block; font-size: 25px; line-height: 1.25; letter-spacing: -0.01em; }
+.card span { color: var(--faint); font-size: 14px; line-height: 1.4; display: block; }
+figure { margin: 14px 0 0; }
+figure svg { width: 100%; height: auto; display: block; }
+figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
+pre { background: var(--wash); border-radius: 6px; padding: 8px 12px; overflow-x: auto; margin: 12px 0 0;
+  font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin-top: 10px; }
+th { text-align: right; font-weight: 600; color: var(--faint); border-bottom: 2px solid var(--line); padding: 5px 8px;
+  white-space: nowrap; vertical-align: bottom; }
+td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td.text { white-space: normal; }
+tr.ours td:first-child { color: var(--ours); font-weight: 600; }
+.met { color: #0c6b58; font-weight: 600; } .unmet { color: #ab091e; font-weight: 600; }
+details summary { cursor: pointer; color: var(--faint); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; font-size: 14px; margin: 10px 0 0; }
+dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+#: Nothing but what the page holds may be shown.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def render(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
+    """The page.
+
+    Args:
+        results: what was measured.
+        pictures: a caption and a PNG of restorations for each task.
+    """
+    command = results.command
+    body = [_head(results), _pareto(results, command)]
+    if results.of("batch"):
+        body.append(_batch(results, command))
+    quality = results.of("quality")
+    if any(row.network_seconds is not None for row in quality):
+        body.append(_parts(results, command))
+    if any(results.of(name) for name in figures.SCALES):
+        body.append(_scaling(results, command))
+    if "roofline" in results.extras:
+        body.append(_roofline(results))
+    if pictures:
+        shown = "".join(
+            f'<figure><img alt="{_e(caption)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            f"<figcaption>{_e(caption)}</figcaption></figure>"
+            for caption, data in pictures
+        )
+        body.append(_section("Pictures", "", shown + _command(command, "quality")))
+    body += [_rows(results), _left_out(results), _environment(results)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>rmp-fast bench</title><style>{STYLE}</style></head>\n<body><main>" + "\n".join(body) + "</main></body></html>\n"
+    )
+
+
+def _e(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _section(title: str, lead: str, content: str) -> str:
+    intro = f'<p class="lead">{lead}</p>' if lead else ""
+    return f"<section><h2>{title}</h2>{intro}{content}</section>"
+
+
+def _command(command: str, sections: str) -> str:
+    return f"<pre>{_e(command)} --sections {_e(sections)} --out {_e(sections)}</pre>"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
+def _head(results: Results) -> str:
+    settings, where = results.settings, results.environment
+    size = next((f"{r.height}×{r.width}" for r in results.rows.values()), "")
+    lead = (
+        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, {size} pixels, noise "
+        f"{settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {where['threads']} thread"
+        f"{'s' if where['threads'] != 1 else ''}. Every method has the same network, measurements and threads; methods "
+        "take turns; results are checked before the clock runs."
+    )
+    partial = ""
+    if not results.finished:
+        partial = (
+            '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had been '
+            "measured by then.</div>"
+        )
+    return f"<header><h1>Reverse mean propagation, measured</h1><p class='lead'>{lead}</p>{partial}{_cards(results)}</header>"
+
+
+def _cards(results: Results) -> str:
+    cards = []
+    quality = results.of("quality")
+    reached = analysis.time_to_quality(quality)
+    single = [r for r in reached if r.what == "the best single-sample peer"]
+    mine = [r for r in quality if r.method == "rmp"]
+    if mine:
+        first = min(mine, key=lambda r: (r.evaluations, r.ms_per_image))
+        same = [r for r in mine if r.evaluations == first.evaluations]
+        psnr = sum(r.psnr for r in same) / len(same)
+        speed = sum(r.ms_per_image for r in same) / len(same)
+        tasks = "one task" if len(same) == 1 else f"mean of {len(same)} tasks"
+        cards.append((f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {first.evaluations} evaluations, {tasks}"))
+    if single:
+        got = [r for r in single if r.ratio is not None]
+        if got:
+            ratios = sorted(1 / r.ratio for r in got if r.ratio)
+            span = _times(ratios[0]) if len(ratios) == 1 else f"{_times(ratios[0])} to {_times(ratios[-1])}"
+            what = "faster to the PSNR of the best single-sample peer"
+            cards.append((span, what + (f", on {len(got)} of {len(single)} tasks" if len(single) > 1 else "")))
+        gains = [r.best.psnr - r.peer.psnr for r in single]
+        span = f"{min(gains):+.2f} dB" if len(gains) == 1 else f"{min(gains):+.2f} to {max(gains):+.2f} dB"
+        cards.append((span, "RMP's best against the best single-sample peer at its best budget"))
+    equal = [(a, b, x) for a, b, x in analysis.equal_evaluations(results.of("batch")) if not b.method.startswith("rmp")]
+    others = [x for _, b, x in equal if b.method not in ("eager", "eager-compiled")]
+    if others:
+        cards.append((f"{_times(min(others))} to {_times(max(others))}", "images per second of the samplers at equal evaluations"))
+    inner = "".join(f"<div class='card'><b>{_e(value)}</b><span>{_e(text)}</span></div>" for value, text in cards)
+    return f"<div class='cards'>{inner}</div>" if cards else ""
+
+
+def _pareto(results: Results, command: str) -> str:
+    rows = results.of("quality")
+    if not rows:
+        return _section("Time against quality", "Nothing was measured yet.", "")
+    images = rows[0].batch
+    caption = (
+        "Up and to the left is better. The number at a mark is its evaluations of the network (samples × evaluations where samples "
+        "are averaged); the dotted line joins what nothing else beats. Hollow: deepinv's, or settings that were tuned on "
+        f"Fashion-MNIST. {images} image{'s' if images > 1 else ''} in one batch; time axes are logarithmic."
+    )
+    content = _figure(figures.pareto(rows), caption) + _command(command, "quality") + _time_to_quality(rows)
+    return _section("Time against quality", "How long each method takes for how good an image.", content)
+
+
+def _time_to_quality(rows: Sequence[Row]) -> str:
+    reached = analysis.time_to_quality(rows)
+    if not reached:
+        return ""
+    lines = []
+    for r in reached:
+        if r.ours is None or r.ratio is None:
+            short = r.peer.psnr - r.best.psnr
+            mine, verdict = f"{short:.2f} dB short ({_e(r.best.label)})", "<span class='unmet'>not reached</span>"
+        else:
+            mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {r.ours.ms_per_image:.3g} ms"
+            mark = "met" if r.ratio <= r.wanted else "unmet"
+            verdict = f"<span class='{mark}'>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
+        lines.append(
+            f"<tr><td>{_e(r.task)}</td><td class='text'>{_e(r.what)}</td><td class='text'>{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, "
+            f"{r.peer.ms_per_image:.3g} ms</td><td class='text'>{mine}</td><td>{verdict}</td></tr>"
+        )
+    head = "<tr><th>task</th><th class='text'>as good as</th><th class='text'>theirs</th><th class='text'>RMP, soonest</th><th>share of their time</th></tr>"
+    return f"<div class='wide'><table>{head}{''.join(lines)}</table></div>"
+
+
+def _batch(results: Results, command: str) -> str:
+    rows = results.of("batch")
+    evaluations = rows[0].evaluations
+    lines = []
+    for ours, other, ratio in analysis.equal_evaluations(rows):
+        lines.append(
+            f"<tr><td>{_e(other.label)}</td><td>{other.batch}</td><td>{other.images_per_second:.3g}</td>"
+            f"<td class='text'>{_e(ours.label)}</td><td>{ours.images_per_second:.3g}</td><td><b>{ratio:.2f}</b></td></tr>"
+        )
+    head = (
+        "<tr><th>method</th><th>batch</th><th>images/s</th><th class='text'>our fastest</th><th>images/s</th><th>ratio</th></tr>"
+    )
+    caption = "Median and, shaded, the middle 80 % of the calls. Forward-only methods with one sample each."
+    content = _figure(figures.batch(rows), caption) + _command(command, "batch")
+    content += f"<details><summary>As ratios</summary><div class='wide'><table>{head}{''.join(lines)}</table></div></details>"
+    lead = f"Images per second where every method gets {evaluations} evaluations of the same network ({_e(rows[0].task)})."
+    return _section("Throughput against batch", lead, content)
+
+
+def _parts(results: Results, command: str) -> str:
+    rows = results.of("quality")
+    task = rows[0].task
+    lowest = min(r.evaluations for r in rows if r.task == task and r.samples == 1)
+    shown = [r for r in rows if r.task == task and r.evaluations == lowest]
+    caption = (
+        "The network is the same for all. “Step and loop” holds the kernel of the step and the Python that calls it; methods that do not "
+        "tell operator and step apart have both under “everything else”."
+    )
+    lead = f"One call by part, for the methods with {lowest} evaluations of the network ({_e(task)})."
+    return _section(
+        "Where the time goes", lead, _figure(figures.time_parts(shown), caption) + _command(command, "quality")
+    )
+
+
+def _scaling(results: Results, command: str) -> str:
+    rows = [row for name in figures.SCALES for row in results.of(name)]
+    lines = []
+    for section, (name, measure) in figures.SCALES.items():
+        own = results.of(section)
+        if len(own) > 1:
+            fit = analysis.line([measure(r) for r in own], [r.ms_per_image * r.batch / 1e3 for r in own])
+            lines.append(
+                f"<tr><td>{name}</td><td>{fit.intercept:.3g} s + {fit.slope:.3g} s × {_e(name)}</td><td>{fit.worst:.1%}</td></tr>"
+            )
+    head = "<tr><th>against</th><th>fit of a call's seconds</th><th>largest relative error</th></tr>"
+    note = ""
+    memory = [r.peak_memory_mb for r in results.of("evaluations") if r.peak_memory_mb is not None]
+    if len(memory) > 1:
+        note = f"<p class='note'>Peak memory of one call: {min(memory):.3g} to {max(memory):.3g} MB over all numbers of evaluations.</p>"
+    content = _figure(figures.scaling(rows), "Untuned RMP; straight lines by least squares of relative errors.")
+    content += _command(command, "scaling") + f"<div class='wide'><table>{head}{''.join(lines)}</table></div>{note}"
+    lead = "Cost should grow as a straight line in images, pixels and evaluations, and memory not with evaluations."
+    return _section("Scaling", lead, content)
+
+
+def _roofline(results: Results) -> str:
+    data: dict[str, Any] = results.extras["roofline"]
+    svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gflops"])
+    caption = "A kernel on the slope moves its bytes as fast as a plain copy does; on the flat, arithmetic limits it."
+    command = f"<pre>{_e(data['command'])}</pre>"
+    return _section("Roofline of the kernels", "What bounds each kernel of ours.", _figure(svg, caption) + command)
+
+
+def _rows(results: Results) -> str:
+    head = (
+        "<tr><th>method</th><th class='text'>task</th><th>batch</th><th>size</th><th>forward</th><th>backward</th><th>PSNR</th>"
+        "<th>SSIM</th><th>ms/image</th><th>images/s</th><th>middle 80 %</th><th>calls</th><th>warm-up s</th><th>MB</th></tr>"
+    )
+    lines = []
+    for r in results.rows.values():
+        low, high = r.images_per_second_low, r.images_per_second_high
+        spread = "" if low is None or high is None else f"{low:.3g}–{high:.3g}"
+        ours = " class='ours'" if r.method.startswith("rmp") else ""
+        cells = [
+            f"{r.psnr:.2f}" + ("" if r.psnr_error is None else f" ± {r.psnr_error:.2f}"), "" if r.ssim is None else f"{r.ssim:.3f}",
+            f"{r.ms_per_image:.4g}", f"{r.images_per_second:.3g}", spread, r.repeats,
+            "" if r.warm_up_seconds is None else f"{r.warm_up_seconds:.2g}",
+            "" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.3g}",
+        ]  # fmt: skip
+        lines.append(
+            f"<tr{ours} title='{_e(r.check)}'><td>{_e(r.label)}</td><td class='text'>{_e(r.task)}</td><td>{r.batch}</td>"
+            f"<td>{r.height}×{r.width}</td><td>{r.evaluations}</td><td>{r.backward_evaluations}</td>"
+            + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        )  # fmt: skip
+    lead = "PSNR with its standard error over the images. What was verified for a row shows when the pointer rests on it."
+    return _section("All rows", lead, f"<div class='wide'><table>{head}{''.join(lines)}</table></div>")
+
+
+def _left_out(results: Results) -> str:
+    if not results.left_out:
+        return ""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for entry in results.left_out:
+        reasons.setdefault((entry["what"], entry["why"]), []).append(entry["task"])
+    lines = "".join(
+        f"<tr><td>{_e(what)}</td><td class='text'>{_e(', '.join(dict.fromkeys(t for t in tasks if t)))}</td><td class='text'>{_e(why)}</td></tr>"
+        for (what, why), tasks in reasons.items()
+    )
+    head = "<tr><th>what</th><th class='text'>task</th><th class='text'>why</th></tr>"
+    return _section("Left out", "", f"<div class='wide'><table>{head}{lines}</table></div>")
+
+
+def _environment(results: Results) -> str:
+    where = results.environment
+    versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
+    pairs = {
+        "processor": where["processor"], "threads": where["threads"], "kernels": where.get("cpu_path") or "plain torch",
+        "other load": where.get("load", ""), "platform": where["platform"], "versions": versions,
+        "commit": where.get("commit") or "not in a repository", "started": where.get("started", ""),
+    }  # fmt: skip
+    inner = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in pairs.items())
+    return _section("Environment", "", f"<dl>{inner}</dl><pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>")
