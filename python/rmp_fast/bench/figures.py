@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .analysis import frontier, line
 from .methods import METHODS
 from .results import Row
 
-__all__ = ["batch", "missing", "pareto", "roofline", "scaling", "time_parts"]
+__all__ = ["batch", "latency", "missing", "pareto", "roofline", "scaling", "time_parts"]
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 #: Of every method: colour and marker. Ours are filled and in one strong colour, deepinv's hollow.
@@ -254,3 +256,20 @@ def roofline(kernels: Sequence[dict[str, Any]], copy: float, flops: float) -> st
     axis.set_ylabel("GFLOP/s")
     figure.legend(loc="outside right center", fontsize=8)
     return _svg(figure, "roofline")
+
+
+def latency(batches: Sequence[tuple[int, Sequence[float]]]) -> str:
+    """A histogram of milliseconds for each batch, with its median and 99th percentile; a file of its own."""
+    figure, axes = _figure(1, len(batches), 3.5 * len(batches), 3.2)
+    for axis, (size, seconds) in zip(axes[0], batches, strict=True):
+        values = np.asarray(seconds) * 1e3
+        axis.hist(values, bins=40, color="#2680c2")
+        for share, style in ((50, "-"), (99, "--")):
+            axis.axvline(np.percentile(values, share), color=STYLES["rmp"][0], lw=1.2, ls=style, label=f"p{share}")
+        axis.set_title(f"batch {size}")
+        axis.set_xlabel("milliseconds")
+        axis.set_ylabel("executions")
+    axes[0][0].legend(fontsize=9)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
