@@ -185,9 +185,7 @@ def time_parts(rows: Sequence[Row]) -> str:
             left = [a + b for a, b in zip(left, values, strict=True)]
         if leave_out:
             for index, (row, value) in enumerate(zip(told, left, strict=True)):
-                axis.annotate(
-                    f" {value / row.ms_per_image:.1%}", (value, index), va="center", fontsize=8, color=INK
-                )
+                axis.annotate(f" {value / row.ms_per_image:.1%}", (value, index), va="center", fontsize=8, color=INK)
             axis.set_yticks([])
             axis.margins(x=0.15)
         axis.invert_yaxis()

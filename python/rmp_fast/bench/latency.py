@@ -25,8 +25,8 @@ WARM_UP = 3
 #: Operations of torch that only describe memory anew, and do no arithmetic.
 VIEWS = (
     "view", "reshape", "as_strided", "chunk", "split", "slice", "select", "expand", "unsqueeze", "squeeze", "narrow",
-    "transpose", "permute", "t", "alias", "detach", "empty", "empty_strided", "empty_like", "resolve_conj",
-    "resolve_neg", "_unsafe_view", "lift_fresh", "result_type", "unbind", "to",
+    "transpose", "permute", "t", "alias", "detach", "empty", "empty_strided", "empty_like", "resize_",
+    "resolve_conj", "resolve_neg", "_unsafe_view", "lift_fresh", "result_type", "unbind", "to",
 )  # fmt: skip
 
 

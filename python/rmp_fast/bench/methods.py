@@ -172,7 +172,9 @@ def _result(estimate: Estimate) -> Result:
     if not bool(estimate.ok.all()):
         raise Wrong("an image left the finite range")
     stats = estimate.stats
-    parts = {key: stats[f"{key}_seconds"] for key in ("network", "operator", "step", "start") if f"{key}_seconds" in stats}
+    parts = {
+        key: stats[f"{key}_seconds"] for key in ("network", "operator", "step", "start") if f"{key}_seconds" in stats
+    }
     return Result(estimate.mean, int(stats["evaluations"]), int(stats["backward_evaluations"]), parts)
 
 
@@ -201,9 +203,7 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
     def run(prior: Prior, draw: Callable[[int], Tensor]) -> Result:
         timed = Timed(prior)
         with torch.inference_mode():
-            mean = eager.chain(
-                timed.denoise, correct, problem.shape, levels, sizes, problem.prior.data_variance, draw
-            )
+            mean = eager.chain(timed.denoise, correct, problem.shape, levels, sizes, problem.prior.data_variance, draw)
         return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
 
     def make() -> Callable[[], Result]:

@@ -83,7 +83,9 @@ def render(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>rmp-fast bench</title><style>{STYLE}</style></head>\n<body><main>" + "\n".join(body) + "</main></body></html>\n"
+        f"<title>rmp-fast bench</title><style>{STYLE}</style></head>\n<body><main>"
+        + "\n".join(body)
+        + "</main></body></html>\n"
     )
 
 
@@ -138,7 +140,9 @@ def _cards(results: Results) -> str:
         psnr = sum(r.psnr for r in same) / len(same)
         speed = sum(r.ms_per_image for r in same) / len(same)
         tasks = "one task" if len(same) == 1 else f"mean of {len(same)} tasks"
-        cards.append((f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {first.evaluations} evaluations, {tasks}"))
+        cards.append(
+            (f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {first.evaluations} evaluations, {tasks}")
+        )
     if single:
         got = [r for r in single if r.ratio is not None]
         if got:
@@ -152,7 +156,12 @@ def _cards(results: Results) -> str:
     equal = [(a, b, x) for a, b, x in analysis.equal_evaluations(results.of("batch")) if not b.method.startswith("rmp")]
     others = [x for _, b, x in equal if b.method not in ("eager", "eager-compiled")]
     if others:
-        cards.append((f"{_times(min(others))} to {_times(max(others))}", "images per second of the samplers at equal evaluations"))
+        cards.append(
+            (
+                f"{_times(min(others))} to {_times(max(others))}",
+                "images per second of the samplers at equal evaluations",
+            )
+        )
     inner = "".join(f"<div class='card'><b>{_e(value)}</b><span>{_e(text)}</span></div>" for value, text in cards)
     return f"<div class='cards'>{inner}</div>" if cards else ""
 
@@ -201,13 +210,15 @@ def _batch(results: Results, command: str) -> str:
             f"<tr><td>{_e(other.label)}</td><td>{other.batch}</td><td>{other.images_per_second:.3g}</td>"
             f"<td class='text'>{_e(ours.label)}</td><td>{ours.images_per_second:.3g}</td><td><b>{ratio:.2f}</b></td></tr>"
         )
-    head = (
-        "<tr><th>method</th><th>batch</th><th>images/s</th><th class='text'>our fastest</th><th>images/s</th><th>ratio</th></tr>"
-    )
+    head = "<tr><th>method</th><th>batch</th><th>images/s</th><th class='text'>our fastest</th><th>images/s</th><th>ratio</th></tr>"
     caption = "Median and, shaded, the middle 80 % of the calls. Forward-only methods with one sample each."
     content = _figure(figures.batch(rows), caption) + _command(command, "batch")
-    content += f"<details><summary>As ratios</summary><div class='wide'><table>{head}{''.join(lines)}</table></div></details>"
-    lead = f"Images per second where every method gets {evaluations} evaluations of the same network ({_e(rows[0].task)})."
+    content += (
+        f"<details><summary>As ratios</summary><div class='wide'><table>{head}{''.join(lines)}</table></div></details>"
+    )
+    lead = (
+        f"Images per second where every method gets {evaluations} evaluations of the same network ({_e(rows[0].task)})."
+    )
     return _section("Throughput against batch", lead, content)
 
 
@@ -276,7 +287,9 @@ def _rows(results: Results) -> str:
             f"<td>{r.height}×{r.width}</td><td>{r.evaluations}</td><td>{r.backward_evaluations}</td>"
             + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )  # fmt: skip
-    lead = "PSNR with its standard error over the images. What was verified for a row shows when the pointer rests on it."
+    lead = (
+        "PSNR with its standard error over the images. What was verified for a row shows when the pointer rests on it."
+    )
     return _section("All rows", lead, f"<div class='wide'><table>{head}{''.join(lines)}</table></div>")
 
 
@@ -303,4 +316,6 @@ def _environment(results: Results) -> str:
         "commit": where.get("commit") or "not in a repository", "started": where.get("started", ""),
     }  # fmt: skip
     inner = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in pairs.items())
-    return _section("Environment", "", f"<dl>{inner}</dl><pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>")
+    return _section(
+        "Environment", "", f"<dl>{inner}</dl><pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>"
+    )

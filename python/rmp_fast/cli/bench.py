@@ -263,7 +263,9 @@ class Bench:
             self._leave_out(section, task, name, reason)
 
     def _leave_out(self, section: str, task: str, what: str, why: str) -> None:
-        known = any((e["what"].partition("-")[0], e["why"]) == (what.partition("-")[0], why) for e in self.results.left_out)
+        known = any(
+            (e["what"].partition("-")[0], e["why"]) == (what.partition("-")[0], why) for e in self.results.left_out
+        )
         if not known:
             print(f"rmp-fast bench: left out {what} ({task}): {why}", file=sys.stderr)
         self.results.leave_out(section, task, what, why)
@@ -294,10 +296,14 @@ def _print(results: Results) -> None:
             print(f"\n{section}: {task}\n{table(results.of(section, task))}")
     for r in analysis.time_to_quality(results.of("quality")):
         if r.ratio is None:
-            print(f"{r.task}: {r.what} ({r.peer.label}) is {r.peer.psnr - r.best.psnr:.2f} dB better than {r.best.label}")
+            print(
+                f"{r.task}: {r.what} ({r.peer.label}) is {r.peer.psnr - r.best.psnr:.2f} dB better than {r.best.label}"
+            )
         else:
             assert r.ours is not None
-            print(f"{r.task}: {r.ours.label} is as good as {r.what} ({r.peer.label}) in 1/{1 / r.ratio:.3g} of its time")
+            print(
+                f"{r.task}: {r.ours.label} is as good as {r.what} ({r.peer.label}) in 1/{1 / r.ratio:.3g} of its time"
+            )
 
 
 def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> None:
@@ -315,7 +321,9 @@ def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> No
     tiles = [("measurement", "", _unit(_visible(given)))]
     for one in shown:
         found = bench.results.rows.get(row(one, given.truth, "quality", task, bench.where).key)
-        tiles.append((one.arm.label, "" if found is None else f"{found.ms_per_image:.3g} ms", _unit(one.result.mean[0])))
+        tiles.append(
+            (one.arm.label, "" if found is None else f"{found.ms_per_image:.3g} ms", _unit(one.result.mean[0]))
+        )
     tiles.append(("truth", "", bench.clean[0].pixels))
     title = f"{task}  ·  {bench.clean[0].name}  ·  noise {bench.options.noise_std:g}  ·  {bench.options.prior} prior"
     images.write_atomically(bench.options.out / f"pictures_{task}.png", panel.sheet(tiles, title))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from typing import Any
+
+# torch's profiler announces every session on stderr unless this is set before torch is loaded.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 

@@ -28,7 +28,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="clean image files, or folders (photographs that come with scikit-image, or Fashion-MNIST test images)",
     )  # fmt: skip
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="all by default; a wrong name lists them")
-    parser.add_argument("--quick", action="store_true", help="two minutes on two idle cores: few images, no long chains")
+    parser.add_argument(
+        "--quick", action="store_true", help="two minutes on two idle cores: few images, no long chains"
+    )
     parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="batches of the throughput curve")
     parser.add_argument("--count", type=int, metavar="N", help="images whose quality is measured")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="cut a square of that side from each image's middle")
@@ -39,7 +41,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="of timed calls for each row")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise, masks and chains (0)")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
-    parser.add_argument("--data", type=path, metavar="DIR", help="where the training data are kept (~/.cache/rmp_fast/data)")
+    parser.add_argument(
+        "--data", type=path, metavar="DIR", help="where the training data are kept (~/.cache/rmp_fast/data)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the results in --out")
     parser.add_argument("--report-only", action="store_true", help="write bench.html anew from the bench.json in --out")
     add_operator(parser)
