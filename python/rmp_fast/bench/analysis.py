@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .methods import METHODS, OURS
+from .methods import OURS
 from .results import Row
 
-__all__ = ["Line", "Reached", "equal_evaluations", "frontier", "line", "time_to_quality"]
+__all__ = ["BEST_SINGLE", "Line", "Reached", "equal_evaluations", "frontier", "line", "time_to_quality"]
+
+
+#: What the report calls the row of highest PSNR among the others' of one sample.
+BEST_SINGLE = "the best single-sample peer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ def time_to_quality(rows: Sequence[Row]) -> list[Reached]:
         if not mine or not others:
             continue
         single = [row for row in others if row.samples == 1]
-        peers = [("the best single-sample peer", max(single, key=lambda r: r.psnr), 1 / 4)] if single else []
+        peers = [(BEST_SINGLE, max(single, key=lambda r: r.psnr), 1 / 4)] if single else []
         peers += [(f"DPS ({r.label})", r, 1 / 100) for r in others if r.method in ("dps", "deepinv-dps")]
         peers += [(f"the average of {r.samples} samples ({r.label})", r, 1 / 16) for r in others if r.samples > 1]
         best = max(mine, key=lambda r: r.psnr)
@@ -103,8 +107,3 @@ def line(x: Sequence[float], y: Sequence[float]) -> Line:
     design = np.stack([a, np.ones_like(a)], 1) / b[:, None]
     (slope, intercept), *_ = np.linalg.lstsq(design, np.ones_like(b), rcond=None)
     return Line(float(slope), float(intercept), float(np.abs((intercept + slope * a) / b - 1).max()))
-
-
-def name_of(row: Row) -> str:
-    """What the page calls a row."""
-    return METHODS.get(row.method, row.method)

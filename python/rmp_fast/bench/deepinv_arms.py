@@ -18,7 +18,7 @@ from torch import Tensor
 from ..baselines import DDRM
 from ..operators import Blur, Denoising, GaussianBlur, Inpainting, SuperResolution
 from ..priors import Prior
-from .harness import Arm, Result, Wrong
+from .harness import Arm, CheckError, Result
 from .problem import Problem
 
 __all__ = ["arm", "physics", "unavailable_reason", "wrapped"]
@@ -96,12 +96,12 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
 
     Raises:
         ValueError: deepinv has no operator like the problem's.
-        Wrong: its operator gives other measurements.
+        CheckError: its operator gives other measurements.
     """
     theirs = physics(problem, problem.noise_std)
     gap = float((theirs.A(problem.truth) - problem.op.A(problem.truth)).abs().max())
     if not gap <= SAME_OPERATOR:
-        raise Wrong(f"deepinv's operator differs from ours by {gap:.2g}")
+        raise CheckError(f"deepinv's operator differs from ours by {gap:.2g}")
     averaged = samples if name == "deepinv-average" else 1
     forward = budget * averaged
     backward = forward if name == "deepinv-dps" else 0
@@ -116,7 +116,7 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
                 warnings.simplefilter("ignore")
                 mean = model().float()
             if not bool(torch.isfinite(mean).all()):
-                raise Wrong("an image left the finite range")
+                raise CheckError("an image left the finite range")
             passes = {} if backward else {"network": counter.seconds}  # the backward pass is not in it
             return Result(mean, counter.evaluations, counter.evaluations if backward else 0, passes)
 
@@ -124,7 +124,7 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
 
     def check(result: Result) -> str:
         if result.evaluations != forward:
-            raise Wrong(f"took {result.evaluations} evaluations of the network, not {forward}")
+            raise CheckError(f"took {result.evaluations} evaluations of the network, not {forward}")
         return f"finite, evaluations counted, operators equal: {gap:.1e} <= {SAME_OPERATOR:g}"
 
     label = f"{averaged} x deepinv-ddrm-{budget}" if averaged > 1 else f"{name}-{budget}"

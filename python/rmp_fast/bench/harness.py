@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Arm", "Measured", "Result", "Wrong", "band", "measure", "peak_memory"]
+__all__ = ["Arm", "CheckError", "Measured", "Result", "band", "measure", "peak_memory"]
 
 #: Calls longer than this, in seconds, are their own warm-up: what a first call does besides is nothing beside them.
 LONG = 20.0
@@ -25,7 +25,7 @@ SHORT = 2.0
 MOST_ROUNDS = 25
 
 
-class Wrong(Exception):
+class CheckError(Exception):
     """A result that failed its check; the message says which and how."""
 
 
@@ -56,7 +56,7 @@ class Arm:
             and what ``--quick`` leaves out.
         samples: how many samples are averaged.
         make: prepares a call, once; its time is warm-up.
-        check: raises :class:`Wrong` where a result is not what the method must return.
+        check: raises :class:`CheckError` where a result is not what the method must return.
         tolerance: root mean square by which two calls of the arm may differ.
     """
 
@@ -131,7 +131,7 @@ def measure(
         on_start(arm)
         try:
             measured, call = _first_calls(arm)
-        except (Wrong, RuntimeError, ValueError, TypeError, MemoryError) as cause:
+        except (CheckError, RuntimeError, ValueError, TypeError, MemoryError) as cause:
             on_wrong(arm, _told(cause))
             continue
         if measured.seconds:
@@ -145,7 +145,7 @@ def measure(
         for measured, call in open_arms[shift:] + open_arms[:shift]:
             try:
                 _sample(measured, call)
-            except (Wrong, RuntimeError, ValueError, MemoryError) as cause:
+            except (CheckError, RuntimeError, ValueError, MemoryError) as cause:
                 on_wrong(measured.arm, _told(cause))
                 ready = [(m, c) for m, c in ready if m is not measured]
                 continue
@@ -195,7 +195,7 @@ def _sample(measured: Measured, call: Callable[[], Result]) -> None:
     seconds = time.perf_counter() - started
     gap = float((result.mean - measured.result.mean).double().square().mean().sqrt())
     if not gap <= measured.arm.tolerance:
-        raise Wrong(f"a timed call differs from the first by {gap:.2g} (root mean square), got the same input")
+        raise CheckError(f"a timed call differs from the first by {gap:.2g} (root mean square), got the same input")
     measured.seconds.append(seconds)
     measured.parts.append(result.seconds)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..plan import Plan
 from ..priors import Prior, from_denoiser
+from .analysis import line
 from .problem import Problem
 
 __all__ = ["PERCENTILES", "Overhead", "histogram", "overhead", "percentiles", "repeated"]
@@ -22,12 +22,6 @@ __all__ = ["PERCENTILES", "Overhead", "histogram", "overhead", "percentiles", "r
 #: Percentile -> executions below which it would be an extreme value of few samples.
 PERCENTILES = {"p50": (50.0, 1), "p95": (95.0, 20), "p99": (99.0, 100), "p99.9": (99.9, 1000)}
 WARM_UP = 3
-#: Operations of torch that only describe memory anew, and do no arithmetic.
-VIEWS = (
-    "view", "reshape", "as_strided", "chunk", "split", "slice", "select", "expand", "unsqueeze", "squeeze", "narrow",
-    "transpose", "permute", "t", "alias", "detach", "empty", "empty_strided", "empty_like", "resize_",
-    "resolve_conj", "resolve_neg", "_unsafe_view", "lift_fresh", "result_type", "unbind", "to",
-)  # fmt: skip
 
 
 def repeated(call: Callable[[], Any], runs: int, seconds: float) -> list[float]:
@@ -71,59 +65,50 @@ def histogram(values: Sequence[float], bins: int = 12, width: int = 50) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Overhead:
-    """What a chain spends outside the network's arithmetic, in seconds of one execution.
+    """What one execution costs the calling thread, in seconds of its processor time, which other processes do not touch.
 
     Attributes:
-        chain: the same chain with a prior that answers at once: our Python, dispatch and kernels, the start with them.
-        network_arithmetic: within torch's leaf operations of the network, under a profiler.
-        network_dispatch: the network's evaluations without a profiler, less that.
+        total: the execution.
+        chain: the same with a prior that answers at once: our Python, dispatch and kernels, the start with them.
+        network_fixed: of the network's evaluations, what does not depend on the number of pixels: Python and dispatch,
+            and reading the weights. A straight line through three sizes of images, at none.
     """
 
+    total: float
     chain: float
-    network_arithmetic: float
-    network_dispatch: float
+    network_fixed: float
 
 
-def overhead(problem: Problem, options: dict[str, Any], repeats: int = 5) -> Overhead:
-    """Measure a chain's overhead, medians of ``repeats``.
+def overhead(problem: Problem, options: dict[str, Any], repeats: int = 20) -> Overhead:
+    """Measure an execution's overhead; medians.
 
     Args:
         options: of :class:`rmp_fast.Plan`.
     """
     answer = torch.zeros(problem.shape)
     at_once = from_denoiser(lambda x, s: answer, problem.prior.data_variance)
-    plan = Plan(problem.op, at_once, problem.shape, problem.noise_std, **options)
-    chain = repeated(lambda: plan.execute(problem.y, seeds=problem.seeds), 4 * repeats, 60.0)
-    x, s = torch.randn(problem.shape), torch.ones(problem.shape[0])
-    evaluation, arithmetic = [], []
+
+    def seconds(prior: Prior) -> float:
+        plan = Plan(problem.op, prior, problem.shape, problem.noise_std, **options)
+        return _thread_seconds(lambda: plan.execute(problem.y, seeds=problem.seeds), repeats)
+
+    batch, channels, height, width = problem.shape
+    sizes = [(height // part, width // part) for part in (4, 2, 1)]
+    s = torch.ones(batch)
+    fixed = 0.0
     with torch.inference_mode():
-        for _ in range(WARM_UP):
-            problem.prior.denoise(x, s)
-        for _ in range(4 * repeats):
-            started = time.perf_counter()
-            problem.prior.denoise(x, s)
-            evaluation.append(time.perf_counter() - started)
-            arithmetic.append(_arithmetic(problem.prior, x, s))
-    once = statistics.median(arithmetic)
-    looks = plan.evaluations
-    return Overhead(
-        chain=statistics.median(chain),
-        network_arithmetic=looks * once,
-        network_dispatch=looks * max(0.0, statistics.median(evaluation) - once),
-    )
+        images = [torch.randn(batch, channels, *size) for size in sizes]
+        times = [_thread_seconds(lambda x=x: problem.prior.denoise(x, s), 2 * repeats) for x in images]
+        fixed = max(0.0, line([h * w for h, w in sizes], times).intercept)
+    looks = Plan(problem.op, at_once, problem.shape, problem.noise_std, **options).evaluations
+    return Overhead(total=seconds(problem.prior), chain=seconds(at_once), network_fixed=looks * fixed)
 
 
-def _arithmetic(prior: Prior, x: Tensor, s: Tensor) -> float:
-    """Seconds within the operations of one evaluation that call no other and do more than describe memory."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        prior.denoise(x, s)
-    total = 0.0
-    for event in profiler.events() or ():
-        name = event.name.removeprefix("aten::")
-        if event.name.startswith("aten::") and name not in VIEWS and not _computing_children(event):
-            total += event.self_cpu_time_total
-    return total / 1e6
-
-
-def _computing_children(event: Any) -> bool:
-    return any(child.name.removeprefix("aten::") not in VIEWS for child in event.cpu_children)
+def _thread_seconds(call: Callable[[], Any], repeats: int) -> float:
+    found = []
+    for turn in range(WARM_UP + repeats):
+        started = time.thread_time()
+        call()
+        if turn >= WARM_UP:
+            found.append(time.thread_time() - started)
+    return statistics.median(found)

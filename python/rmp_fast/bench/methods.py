@@ -17,7 +17,7 @@ from ..plan import Estimate, Plan
 from ..priors import Prior
 from ..priors.network import NetworkPrior
 from . import deepinv_arms, eager
-from .harness import Arm, Result, Wrong
+from .harness import Arm, CheckError, Result
 from .problem import Problem
 
 __all__ = ["COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
@@ -101,7 +101,7 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
         budgets = (evaluations,) if evaluations is not None else BUDGETS.get(name, (EQUAL,))
         try:
             made = [arm for budget in budgets for arm in _arms_of(problem, name, budget)]
-        except (ValueError, Wrong) as cause:
+        except (ValueError, CheckError) as cause:
             left_out[name] = str(cause)
             continue
         found += list({arm.label: arm for arm in made}.values())
@@ -170,7 +170,7 @@ def _rmp(problem: Problem, name: str, budget: int) -> Arm:
 
 def _result(estimate: Estimate) -> Result:
     if not bool(estimate.ok.all()):
-        raise Wrong("an image left the finite range")
+        raise CheckError("an image left the finite range")
     stats = estimate.stats
     parts = {
         key: stats[f"{key}_seconds"] for key in ("network", "operator", "step", "start") if f"{key}_seconds" in stats
@@ -181,9 +181,11 @@ def _result(estimate: Estimate) -> Result:
 def _equal(result: Result, other: Tensor, tolerance: float, what: str, evaluations: int) -> str:
     gap = float((result.mean - other).double().square().mean().sqrt())
     if not gap <= tolerance:
-        raise Wrong(f"differs from {what} by {gap:.2g} (root mean square), more than rounding can, {tolerance:.2g}")
+        raise CheckError(
+            f"differs from {what} by {gap:.2g} (root mean square), more than rounding can, {tolerance:.2g}"
+        )
     if result.evaluations != evaluations:
-        raise Wrong(f"took {result.evaluations} evaluations of the network, not {evaluations}")
+        raise CheckError(f"took {result.evaluations} evaluations of the network, not {evaluations}")
     return f"equals {what}: {gap:.1e} <= {tolerance:.1e}"
 
 
@@ -274,13 +276,15 @@ def _baseline(
 
     def check(result: Result) -> str:
         if result.evaluations != forward:
-            raise Wrong(f"took {result.evaluations} evaluations of the network, not {forward}")
+            raise CheckError(f"took {result.evaluations} evaluations of the network, not {forward}")
         if cost > CHECKED_TWICE:
             return "finite, evaluations counted"
         alone = call(slice(0, 1))
         gap = float((alone.mean - result.mean[:1]).double().square().mean().sqrt())
         if not gap <= tolerance:
-            raise Wrong(f"the first image alone differs from the same in the batch by {gap:.2g} (root mean square)")
+            raise CheckError(
+                f"the first image alone differs from the same in the batch by {gap:.2g} (root mean square)"
+            )
         return f"finite, evaluations counted, an image alone as in the batch: {gap:.1e} <= {tolerance:.1e}"
 
     label = f"{samples} x {method}-{budget}" if samples > 1 else f"{name}-{budget}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import analysis, figures
@@ -17,7 +17,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--wash); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+main { max-width: 1160px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 21px; margin: 0 0 4px; }
 p { margin: 6px 0 12px; max-width: 78ch; }
@@ -36,15 +36,16 @@ figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; 
 pre { background: var(--wash); border-radius: 6px; padding: 8px 12px; overflow-x: auto; margin: 12px 0 0;
   font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin-top: 10px; }
+table { border-collapse: collapse; width: 100%; font-size: 13px; margin-top: 10px; }
 th { text-align: right; font-weight: 600; color: var(--faint); border-bottom: 2px solid var(--line); padding: 5px 8px;
   white-space: nowrap; vertical-align: bottom; }
-td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
+td { text-align: right; padding: 4px 7px; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td.text { white-space: normal; }
 tr.ours td:first-child { color: var(--ours); font-weight: 600; }
 .met { color: #0c6b58; font-weight: 600; } .unmet { color: #ab091e; font-weight: 600; }
+.check { color: #0c6b58; cursor: help; }
 details summary { cursor: pointer; color: var(--faint); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; font-size: 14px; margin: 10px 0 0; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -98,70 +99,81 @@ def _section(title: str, lead: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{intro}{content}</section>"
 
 
-def _command(command: str, sections: str) -> str:
-    return f"<pre>{_e(command)} --sections {_e(sections)} --out {_e(sections)}</pre>"
+def _command(command: str, section: str) -> str:
+    return f"<pre>{_e(command)} --sections {_e(section)} --out {_e(section)}</pre>"
 
 
 def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
+def _table(columns: Sequence[str], lines: Iterable[Sequence[object]], text: Sequence[int] = (), ours: int = 0) -> str:
+    """A table of HTML cells; columns numbered in ``text`` are aligned to the left, the first ``ours`` lines marked."""
+
+    def cell(tag: str, index: int, content: object) -> str:
+        return f"<{tag}{' class=text' if index in text else ''}>{content}</{tag}>"
+
+    head = "".join(cell("th", k, name) for k, name in enumerate(columns))
+    body = "".join(
+        f"<tr{' class=ours' if number < ours else ''}>{''.join(cell('td', k, c) for k, c in enumerate(line))}</tr>"
+        for number, line in enumerate(lines)
+    )
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
 def _times(ratio: float) -> str:
     return f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
+def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The lowest and the highest value, or the one there is."""
+    low, high = show(min(values)), show(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _head(results: Results) -> str:
     settings, where = results.settings, results.environment
     size = next((f"{r.height}×{r.width}" for r in results.rows.values()), "")
+    threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
     lead = (
-        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, {size} pixels, noise "
-        f"{settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {where['threads']} thread"
-        f"{'s' if where['threads'] != 1 else ''}. Every method has the same network, measurements and threads; methods "
-        "take turns; results are checked before the clock runs."
+        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, {size} "
+        f"pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the "
+        "same network, measurements and threads; methods take turns; results are checked before the clock runs."
     )
-    partial = ""
-    if not results.finished:
-        partial = (
-            '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had been '
-            "measured by then.</div>"
-        )
-    return f"<header><h1>Reverse mean propagation, measured</h1><p class='lead'>{lead}</p>{partial}{_cards(results)}</header>"
+    partial = (
+        '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
+        "been measured by then.</div>"
+    )
+    note = "" if results.finished else partial
+    title = "<h1>Reverse mean propagation, measured</h1>"
+    return f"<header>{title}<p class='lead'>{lead}</p>{note}{_cards(results)}</header>"
 
 
 def _cards(results: Results) -> str:
     cards = []
     quality = results.of("quality")
-    reached = analysis.time_to_quality(quality)
-    single = [r for r in reached if r.what == "the best single-sample peer"]
     mine = [r for r in quality if r.method == "rmp"]
     if mine:
-        first = min(mine, key=lambda r: (r.evaluations, r.ms_per_image))
-        same = [r for r in mine if r.evaluations == first.evaluations]
+        fewest = min(r.evaluations for r in mine)
+        same = [r for r in mine if r.evaluations == fewest]
         psnr = sum(r.psnr for r in same) / len(same)
         speed = sum(r.ms_per_image for r in same) / len(same)
         tasks = "one task" if len(same) == 1 else f"mean of {len(same)} tasks"
-        cards.append(
-            (f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {first.evaluations} evaluations, {tasks}")
-        )
+        cards.append((f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {fewest} evaluations, {tasks}"))
+    single = [r for r in analysis.time_to_quality(quality) if r.what == analysis.BEST_SINGLE]
+    ratios = [1 / r.ratio for r in single if r.ratio is not None]
+    of_tasks = f", on {len(ratios)} of {len(single)} tasks" if len(single) > 1 else ""
+    if ratios:
+        cards.append((_span(ratios, _times), f"faster to the PSNR of {analysis.BEST_SINGLE}{of_tasks}"))
     if single:
-        got = [r for r in single if r.ratio is not None]
-        if got:
-            ratios = sorted(1 / r.ratio for r in got if r.ratio)
-            span = _times(ratios[0]) if len(ratios) == 1 else f"{_times(ratios[0])} to {_times(ratios[-1])}"
-            what = "faster to the PSNR of the best single-sample peer"
-            cards.append((span, what + (f", on {len(got)} of {len(single)} tasks" if len(single) > 1 else "")))
         gains = [r.best.psnr - r.peer.psnr for r in single]
-        span = f"{min(gains):+.2f} dB" if len(gains) == 1 else f"{min(gains):+.2f} to {max(gains):+.2f} dB"
-        cards.append((span, "RMP's best against the best single-sample peer at its best budget"))
-    equal = [(a, b, x) for a, b, x in analysis.equal_evaluations(results.of("batch")) if not b.method.startswith("rmp")]
-    others = [x for _, b, x in equal if b.method not in ("eager", "eager-compiled")]
+        text = f"RMP's best PSNR, beyond {analysis.BEST_SINGLE} at its best budget"
+        cards.append((_span(gains, lambda g: f"{g:+.2f} dB"), text))
+    equal = analysis.equal_evaluations(results.of("batch"))
+    others = [x for _, other, x in equal if not other.method.startswith(("rmp", "eager"))]
     if others:
-        cards.append(
-            (
-                f"{_times(min(others))} to {_times(max(others))}",
-                "images per second of the samplers at equal evaluations",
-            )
-        )
+        text = "the images per second of the samplers, at equal evaluations"
+        cards.append((_span(others, lambda x: f"{x:.2f}×"), text))
     inner = "".join(f"<div class='card'><b>{_e(value)}</b><span>{_e(text)}</span></div>" for value, text in cards)
     return f"<div class='cards'>{inner}</div>" if cards else ""
 
@@ -169,72 +181,61 @@ def _cards(results: Results) -> str:
 def _pareto(results: Results, command: str) -> str:
     rows = results.of("quality")
     if not rows:
-        return _section("Time against quality", "Nothing was measured yet.", "")
+        return _section("Time against quality", "Not measured in this run.", "")
     images = rows[0].batch
     caption = (
-        "Up and to the left is better. The number at a mark is its evaluations of the network (samples × evaluations where samples "
-        "are averaged); the dotted line joins what nothing else beats. Hollow: deepinv's, or settings that were tuned on "
-        f"Fashion-MNIST. {images} image{'s' if images > 1 else ''} in one batch; time axes are logarithmic."
+        "Up and to the left is better. The number at a mark is its evaluations of the network (samples × evaluations "
+        "where samples are averaged); the dotted line joins what nothing else beats. Hollow: deepinv's, or settings "
+        f"tuned on Fashion-MNIST. {images} image{'s' if images > 1 else ''} in one batch; time axes are logarithmic."
     )
     content = _figure(figures.pareto(rows), caption) + _command(command, "quality") + _time_to_quality(rows)
     return _section("Time against quality", "How long each method takes for how good an image.", content)
 
 
 def _time_to_quality(rows: Sequence[Row]) -> str:
-    reached = analysis.time_to_quality(rows)
-    if not reached:
-        return ""
     lines = []
-    for r in reached:
+    for r in analysis.time_to_quality(rows):
         if r.ours is None or r.ratio is None:
-            short = r.peer.psnr - r.best.psnr
-            mine, verdict = f"{short:.2f} dB short ({_e(r.best.label)})", "<span class='unmet'>not reached</span>"
+            mine = f"{r.peer.psnr - r.best.psnr:.2f} dB short ({_e(r.best.label)})"
+            verdict = "<span class=unmet>not reached</span>"
         else:
             mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {r.ours.ms_per_image:.3g} ms"
             mark = "met" if r.ratio <= r.wanted else "unmet"
-            verdict = f"<span class='{mark}'>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
-        lines.append(
-            f"<tr><td>{_e(r.task)}</td><td class='text'>{_e(r.what)}</td><td class='text'>{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, "
-            f"{r.peer.ms_per_image:.3g} ms</td><td class='text'>{mine}</td><td>{verdict}</td></tr>"
-        )
-    head = "<tr><th>task</th><th class='text'>as good as</th><th class='text'>theirs</th><th class='text'>RMP, soonest</th><th>share of their time</th></tr>"
-    return f"<div class='wide'><table>{head}{''.join(lines)}</table></div>"
+            verdict = f"<span class={mark}>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
+        theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {r.peer.ms_per_image:.3g} ms"
+        lines.append((_e(r.task), _e(r.what), theirs, mine, verdict))
+    columns = ("task", "as good as", "theirs, per image", "RMP, soonest", "share of their time")
+    return _table(columns, lines, text=(1, 2, 3)) if lines else ""
 
 
 def _batch(results: Results, command: str) -> str:
     rows = results.of("batch")
-    evaluations = rows[0].evaluations
-    lines = []
-    for ours, other, ratio in analysis.equal_evaluations(rows):
-        lines.append(
-            f"<tr><td>{_e(other.label)}</td><td>{other.batch}</td><td>{other.images_per_second:.3g}</td>"
-            f"<td class='text'>{_e(ours.label)}</td><td>{ours.images_per_second:.3g}</td><td><b>{ratio:.2f}</b></td></tr>"
-        )
-    head = "<tr><th>method</th><th>batch</th><th>images/s</th><th class='text'>our fastest</th><th>images/s</th><th>ratio</th></tr>"
+    lines = [
+        (_e(other.label), other.batch, f"{other.images_per_second:.3g}", _e(ours.label),
+         f"{ours.images_per_second:.3g}", f"<b>{ratio:.2f}</b>")
+        for ours, other, ratio in analysis.equal_evaluations(rows)
+    ]  # fmt: skip
+    table = _table(("method", "batch", "images/s", "our fastest", "images/s", "ratio"), lines, text=(3,))
     caption = "Median and, shaded, the middle 80 % of the calls. Forward-only methods with one sample each."
     content = _figure(figures.batch(rows), caption) + _command(command, "batch")
-    content += (
-        f"<details><summary>As ratios</summary><div class='wide'><table>{head}{''.join(lines)}</table></div></details>"
-    )
-    lead = (
-        f"Images per second where every method gets {evaluations} evaluations of the same network ({_e(rows[0].task)})."
-    )
+    content += f"<details><summary>As ratios</summary>{table}</details>"
+    lead = f"Every method gets {rows[0].evaluations} evaluations of the same network ({_e(rows[0].task)})."
     return _section("Throughput against batch", lead, content)
 
 
 def _parts(results: Results, command: str) -> str:
     rows = results.of("quality")
     task = rows[0].task
-    lowest = min(r.evaluations for r in rows if r.task == task and r.samples == 1)
-    shown = [r for r in rows if r.task == task and r.evaluations == lowest]
+    told = [r for r in rows if r.task == task and r.samples == 1 and r.network_seconds is not None]
+    lowest = min(r.evaluations for r in told)
+    shown = [r for r in told if r.evaluations == lowest]
     caption = (
-        "The network is the same for all. “Step and loop” holds the kernel of the step and the Python that calls it; methods that do not "
-        "tell operator and step apart have both under “everything else”."
+        "The network is the same for all. “Step and loop” holds the kernel of the step and the Python that calls it; "
+        "methods that do not tell operator and step apart have both under “everything else”."
     )
     lead = f"One call by part, for the methods with {lowest} evaluations of the network ({_e(task)})."
-    return _section(
-        "Where the time goes", lead, _figure(figures.time_parts(shown), caption) + _command(command, "quality")
-    )
+    content = _figure(figures.time_parts(shown), caption) + _command(command, "quality")
+    return _section("Where the time goes", lead, content)
 
 
 def _scaling(results: Results, command: str) -> str:
@@ -244,16 +245,16 @@ def _scaling(results: Results, command: str) -> str:
         own = results.of(section)
         if len(own) > 1:
             fit = analysis.line([measure(r) for r in own], [r.ms_per_image * r.batch / 1e3 for r in own])
-            lines.append(
-                f"<tr><td>{name}</td><td>{fit.intercept:.3g} s + {fit.slope:.3g} s × {_e(name)}</td><td>{fit.worst:.1%}</td></tr>"
-            )
-    head = "<tr><th>against</th><th>fit of a call's seconds</th><th>largest relative error</th></tr>"
+            text = f"{fit.intercept:.3g} s + {fit.slope:.3g} s × {_e(name)}"
+            lines.append((_e(name), text, f"{fit.worst:.1%}"))
+    table = _table(("against", "fit of a call's seconds", "largest relative error"), lines, text=(1,))
     note = ""
     memory = [r.peak_memory_mb for r in results.of("evaluations") if r.peak_memory_mb is not None]
     if len(memory) > 1:
-        note = f"<p class='note'>Peak memory of one call: {min(memory):.3g} to {max(memory):.3g} MB over all numbers of evaluations.</p>"
+        span = _span(memory, lambda m: f"{m:.3g} MB")
+        note = f"<p class='note'>Peak memory of one call, over all numbers of evaluations: {span}.</p>"
     content = _figure(figures.scaling(rows), "Untuned RMP; straight lines by least squares of relative errors.")
-    content += _command(command, "scaling") + f"<div class='wide'><table>{head}{''.join(lines)}</table></div>{note}"
+    content += _command(command, "scaling") + table + note
     lead = "Cost should grow as a straight line in images, pixels and evaluations, and memory not with evaluations."
     return _section("Scaling", lead, content)
 
@@ -262,35 +263,33 @@ def _roofline(results: Results) -> str:
     data: dict[str, Any] = results.extras["roofline"]
     svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gflops"])
     caption = "A kernel on the slope moves its bytes as fast as a plain copy does; on the flat, arithmetic limits it."
-    command = f"<pre>{_e(data['command'])}</pre>"
-    return _section("Roofline of the kernels", "What bounds each kernel of ours.", _figure(svg, caption) + command)
+    content = _figure(svg, caption) + f"<pre>{_e(data['command'])}</pre>"
+    return _section("Roofline of the kernels", "What bounds each kernel of ours.", content)
 
 
 def _rows(results: Results) -> str:
-    head = (
-        "<tr><th>method</th><th class='text'>task</th><th>batch</th><th>size</th><th>forward</th><th>backward</th><th>PSNR</th>"
-        "<th>SSIM</th><th>ms/image</th><th>images/s</th><th>middle 80 %</th><th>calls</th><th>warm-up s</th><th>MB</th></tr>"
-    )
+    columns = (
+        "method", "task", "batch", "size", "forward", "backward", "PSNR", "SSIM", "ms/image", "images/s",
+        "middle 80 %", "calls", "warm-up", "memory", "checked",
+    )  # fmt: skip
+    rows = sorted(results.rows.values(), key=lambda r: not r.method.startswith("rmp"))
     lines = []
-    for r in results.rows.values():
+    for r in rows:
         low, high = r.images_per_second_low, r.images_per_second_high
-        spread = "" if low is None or high is None else f"{low:.3g}–{high:.3g}"
-        ours = " class='ours'" if r.method.startswith("rmp") else ""
-        cells = [
-            f"{r.psnr:.2f}" + ("" if r.psnr_error is None else f" ± {r.psnr_error:.2f}"), "" if r.ssim is None else f"{r.ssim:.3f}",
-            f"{r.ms_per_image:.4g}", f"{r.images_per_second:.3g}", spread, r.repeats,
-            "" if r.warm_up_seconds is None else f"{r.warm_up_seconds:.2g}",
-            "" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.3g}",
-        ]  # fmt: skip
-        lines.append(
-            f"<tr{ours} title='{_e(r.check)}'><td>{_e(r.label)}</td><td class='text'>{_e(r.task)}</td><td>{r.batch}</td>"
-            f"<td>{r.height}×{r.width}</td><td>{r.evaluations}</td><td>{r.backward_evaluations}</td>"
-            + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        )  # fmt: skip
+        lines.append((
+            _e(r.label), _e(r.task), r.batch, f"{r.height}×{r.width}", r.evaluations, r.backward_evaluations,
+            f"{r.psnr:.2f}" + ("" if r.psnr_error is None else f" ± {r.psnr_error:.2f}"),
+            "" if r.ssim is None else f"{r.ssim:.3f}", f"{r.ms_per_image:.4g}", f"{r.images_per_second:.3g}",
+            "" if low is None or high is None else f"{low:.3g}–{high:.3g}", r.repeats,
+            "" if r.warm_up_seconds is None else f"{r.warm_up_seconds:.2g} s",
+            "" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.3g} MB",
+            f"<span class=check title='{_e(r.check)}'>✓</span>",
+        ))  # fmt: skip
     lead = (
-        "PSNR with its standard error over the images. What was verified for a row shows when the pointer rests on it."
+        "Ours first. PSNR with its standard error over the images; what was checked shows when the pointer rests on ✓."
     )
-    return _section("All rows", lead, f"<div class='wide'><table>{head}{''.join(lines)}</table></div>")
+    ours = sum(r.method.startswith("rmp") for r in rows)
+    return _section("All rows", lead, _table(columns, lines, text=(1,), ours=ours))
 
 
 def _left_out(results: Results) -> str:
@@ -299,23 +298,21 @@ def _left_out(results: Results) -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for entry in results.left_out:
         reasons.setdefault((entry["what"], entry["why"]), []).append(entry["task"])
-    lines = "".join(
-        f"<tr><td>{_e(what)}</td><td class='text'>{_e(', '.join(dict.fromkeys(t for t in tasks if t)))}</td><td class='text'>{_e(why)}</td></tr>"
+    lines = [
+        (_e(what), _e(", ".join(dict.fromkeys(task for task in tasks if task))), _e(why))
         for (what, why), tasks in reasons.items()
-    )
-    head = "<tr><th>what</th><th class='text'>task</th><th class='text'>why</th></tr>"
-    return _section("Left out", "", f"<div class='wide'><table>{head}{lines}</table></div>")
+    ]
+    return _section("Left out", "", _table(("what", "task", "why"), lines, text=(1, 2)))
 
 
 def _environment(results: Results) -> str:
     where = results.environment
-    versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
     pairs = {
-        "processor": where["processor"], "threads": where["threads"], "kernels": where.get("cpu_path") or "plain torch",
-        "other load": where.get("load", ""), "platform": where["platform"], "versions": versions,
-        "commit": where.get("commit") or "not in a repository", "started": where.get("started", ""),
+        "processor": where["processor"], "threads": where["threads"], "kernels": where["cpu_path"] or "plain torch",
+        "other load": where["load"], "platform": where["platform"],
+        "versions": ", ".join(f"{name} {value}" for name, value in where["versions"].items()),
+        "commit": where["commit"] or "not in a repository", "started": where["started"],
     }  # fmt: skip
     inner = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in pairs.items())
-    return _section(
-        "Environment", "", f"<dl>{inner}</dl><pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>"
-    )
+    command = f"<pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>"
+    return _section("Environment", "", f"<dl>{inner}</dl>{command}")
