@@ -78,7 +78,8 @@ def corrector(op: LinearOperator, y: Tensor, noise_std: float, shape: tuple[int,
 def _blocks(y: Tensor, factor: int, variance: float) -> Correct:
     def correct(d: Tensor, r2: float) -> Tensor:
         r = (y - F.avg_pool2d(d, factor)) / (r2 / factor**2 + variance)
-        return d + r2 / factor**2 * F.interpolate(r, scale_factor=factor, mode="nearest")
+        change: Tensor = F.interpolate(r, scale_factor=factor, mode="nearest")
+        return d + r2 / factor**2 * change
 
     return correct
 
@@ -88,7 +89,8 @@ def _fourier(y: Tensor, response: Tensor, variance: float) -> Correct:
 
     def correct(d: Tensor, r2: float) -> Tensor:
         r = (measured - response * torch.fft.rfft2(d)) / (r2 * energy + variance)
-        return d + torch.fft.irfft2(r2 * response.conj() * r, s=y.shape[-2:])
+        change: Tensor = torch.fft.irfft2(r2 * response.conj() * r, s=y.shape[-2:])
+        return d + change
 
     return correct
 

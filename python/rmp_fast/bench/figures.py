@@ -232,26 +232,29 @@ def scaling(rows: Sequence[Row]) -> str:
     return _svg(figure, "scaling")
 
 
-def roofline(kernels: Sequence[dict[str, Any]], copy: float, flops: float) -> str:
-    """Every kernel at its arithmetic intensity, under what the machine's memory and arithmetic allow.
+def roofline(kernels: Sequence[dict[str, Any]], copy: float, arithmetic: float) -> str:
+    """Every kernel at its operations per byte, under what memory and arithmetic allow.
 
     Args:
-        kernels: with ``name``, ``intensity`` (operations per byte) and ``gflops``.
-        copy: GB/s of a plain copy. flops: GFLOP/s of the processor.
+        kernels: with ``kernel``, ``intensity`` (operations per byte) and ``gops``.
+        copy: GB/s of a plain copy.
+        arithmetic: 10^9 operations per second of a matrix product.
     """
-    figure, axes = _figure(1, 1, 9.5, 4.6)
+    figure, axes = _figure(1, 1, 10.5, 4.8)
     axis = axes[0][0]
-    intensities = [k["intensity"] for k in kernels]
-    ends = [min(intensities) / 2, max([*intensities, flops / copy]) * 2]
-    knee = flops / copy
-    axis.plot([ends[0], knee, ends[1]], [ends[0] * copy, flops, flops], color=INK, lw=1.4)
+    intensities = [kernel["intensity"] for kernel in kernels if kernel["intensity"] > 0]
+    knee = arithmetic / copy
+    ends = min([*intensities, knee]) / 2, max([*intensities, knee]) * 2
+    axis.plot([ends[0], knee, ends[1]], [ends[0] * copy, arithmetic, arithmetic], color=INK, lw=1.4)
+    colours = list(dict.fromkeys(colour for colour, _ in STYLES.values()))
     for index, kernel in enumerate(kernels):
-        colour = list(STYLES.values())[index % len(STYLES)][0]
-        axis.plot(kernel["intensity"], kernel["gflops"], "o", ms=7, color=colour, label=kernel["name"])
+        if kernel["intensity"] > 0:
+            style = {"marker": "os^vDPX*"[index // len(colours) % 8], "color": colours[index % len(colours)]}
+            axis.plot(kernel["intensity"], kernel["gops"], ls="none", ms=7, label=kernel["kernel"], **style)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations per byte of memory traffic")
-    axis.set_ylabel("GFLOP/s")
+    axis.set_ylabel("10⁹ operations per second")
     figure.legend(loc="outside right center", fontsize=8)
     return _svg(figure, "roofline")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import statistics
 import time
@@ -65,7 +66,7 @@ def histogram(values: Sequence[float], bins: int = 12, width: int = 50) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Overhead:
-    """What one execution costs the calling thread, in seconds of its processor time, which other processes do not touch.
+    """What one execution costs the calling thread, in seconds of its own processor time, others' load aside.
 
     Attributes:
         total: the execution.
@@ -98,7 +99,7 @@ def overhead(problem: Problem, options: dict[str, Any], repeats: int = 20) -> Ov
     fixed = 0.0
     with torch.inference_mode():
         images = [torch.randn(batch, channels, *size) for size in sizes]
-        times = [_thread_seconds(lambda x=x: problem.prior.denoise(x, s), 2 * repeats) for x in images]
+        times = [_thread_seconds(functools.partial(problem.prior.denoise, x, s), 2 * repeats) for x in images]
         fixed = max(0.0, line([h * w for h, w in sizes], times).intercept)
     looks = Plan(problem.op, at_once, problem.shape, problem.noise_std, **options).evaluations
     return Overhead(total=seconds(problem.prior), chain=seconds(at_once), network_fixed=looks * fixed)

@@ -261,9 +261,9 @@ def _scaling(results: Results, command: str) -> str:
 
 def _roofline(results: Results) -> str:
     data: dict[str, Any] = results.extras["roofline"]
-    svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gflops"])
+    svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gops"])
     caption = "A kernel on the slope moves its bytes as fast as a plain copy does; on the flat, arithmetic limits it."
-    content = _figure(svg, caption) + f"<pre>{_e(data['command'])}</pre>"
+    content = _figure(svg, caption) + _command(results.command, "roofline")
     return _section("Roofline of the kernels", "What bounds each kernel of ours.", content)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib
 import os
 import pathlib
 import shlex
@@ -138,12 +139,12 @@ class Bench:
             "versions": ", ".join(f"{name} {value}" for name, value in environment["versions"].items()),
             "commit": environment["commit"],
         }
-        settings = {
+        asked = {
             "tasks": tasks, "prior": options.prior, "noise_std": options.noise_std, "seed": options.seed,
             "images": [image.name for image in self.clean], "quick": options.quick, "budget": self.budget,
             "operators": {task: repr(p.op) for task, p in self.problems.items()},
         }  # fmt: skip
-        self.results = Results(options.out, _command(options), settings, environment)
+        self.results = Results(options.out, _command(options), asked, environment)
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return self.prior.channels is None or shape[0] in self.prior.channels
@@ -223,7 +224,16 @@ class Bench:
             yield "evaluations", tiled(self.clean, 1), max(1, round(factor * evaluations))
 
     def _roofline(self) -> None:
-        pass
+        """Our kernels on this machine, as ``rmp-fast roofline`` has them."""
+        try:
+            roofline = importlib.import_module("rmp_fast.bench.roofline")
+        except ImportError as cause:
+            self._leave_out("roofline", "", "roofline", f"it cannot be measured: {cause}")
+            return
+        side = min(128 if self.options.quick else 256, *self.clean[0].pixels.shape[1:])
+        measured = roofline.measure(images=(1,), side=side, threads=(torch.get_num_threads(),))
+        self.results.extras["roofline"] = {name: measured[name] for name in ("copy_gbps", "gops", "kernels")}
+        self.results.write()
 
     def _affordable(self) -> list[str]:
         """The methods without those that take minutes to compile, if ``--quick`` and not asked for by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     for batch, given in problems.items():
         plan = Plan(given.op, given.prior, given.shape, given.noise_std, **chain)
-        seconds = repeated(lambda p=plan, g=given: p.execute(g.y, seeds=g.seeds), options.runs, options.seconds)
+        seconds = repeated(functools.partial(plan.execute, given.y, seeds=given.seeds), options.runs, options.seconds)
         shares = overhead(given, chain) if batch == min(problems) else None
         found.append(_entry(batch, plan.evaluations, seconds, shares))
         print(_text(found[-1]))

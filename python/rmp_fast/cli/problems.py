@@ -16,6 +16,7 @@ from .. import images, priors
 from ..bench.problem import Problem
 from ..operators import LinearOperator
 from . import degrade
+from .compare import to_prior_range
 from .inputs import collect_inputs
 from .tasks import Settings, choice, derive_seed, resolve
 from .usage import UsageError
@@ -24,7 +25,7 @@ __all__ = ["CROPS", "LINEAR_TASKS", "Clean", "clean_images", "problem", "setting
 
 LINEAR_TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur")
 #: The strength of each degradation that the presets of a prior were tuned for, where it is not the task's own.
-STRENGTHS = {
+STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "fashion": {
         "inpaint_box": {"box": 12},
         "gaussian_deblur": {"blur_std": 1.5},
@@ -108,7 +109,10 @@ def _fashion(cache: pathlib.Path | None, count: int) -> list[Clean]:
             f"(mkdir -p {folder} && cd {folder} && apt-get download {FASHION_PACKAGE})"
         )
     test = fashion_images(folder, "test")[FASHION_FIRST : FASHION_FIRST + count]
-    return [Clean(f"fashion-{FASHION_FIRST + k}", image.astype(np.float32) / 255) for k, image in enumerate(test)]
+    return [
+        Clean(f"fashion-{FASHION_FIRST + k}", image.astype(np.float32) / np.float32(255))
+        for k, image in enumerate(test)
+    ]
 
 
 def _cut(image: Clean, size: int) -> Clean:
@@ -158,6 +162,6 @@ def problem(
     except (TypeError, ValueError) as error:
         raise UsageError(f"{settings.name}: {error}") from error
     assert isinstance(op, LinearOperator)  # all of LINEAR_TASKS are
-    y = degrade.on_prior_range(op, degrade.simulate(op, truths, noise_std, names, seed), shape)
+    y = to_prior_range(op, degrade.simulate(op, truths, noise_std, names, seed), truths)
     seeds = torch.tensor([derive_seed(seed, "chain", name) for name in names])
     return Problem(settings.name, op, prior, 2 * truths - 1, y, 2 * noise_std, seeds, rounding)

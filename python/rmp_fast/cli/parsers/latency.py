@@ -15,8 +15,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "latency",
         help="how long one execution of a plan takes: percentiles and a histogram",
-        description="Execute plans again and again and print the percentiles of their time, a histogram, and how much of "
-        "it is Python and dispatch.",
+        description="Execute plans again and again and print the percentiles of their time, a histogram, and how "
+        "much of it is Python and dispatch.",
     )
     path = pathlib.Path
     parser.add_argument(
