@@ -95,7 +95,7 @@ def _photos(count: int) -> list[Clean]:
     found = []
     for name, (top, left) in list(CROPS.items())[:count]:
         crop = getattr(data, name)()[top : top + 256, left : left + 256]
-        found.append(Clean(name, np.ascontiguousarray(np.moveaxis(crop, -1, 0)).astype(np.float32) / 255))
+        found.append(Clean(name, np.ascontiguousarray(np.moveaxis(crop, -1, 0)).astype(np.float32) / np.float32(255)))
     return found
 
 
@@ -108,11 +108,8 @@ def _fashion(cache: pathlib.Path | None, count: int) -> list[Clean]:
             f"Fashion-MNIST is not in {folder}: give --images FILE ..., or on Debian run "
             f"(mkdir -p {folder} && cd {folder} && apt-get download {FASHION_PACKAGE})"
         )
-    test = fashion_images(folder, "test")[FASHION_FIRST : FASHION_FIRST + count]
-    return [
-        Clean(f"fashion-{FASHION_FIRST + k}", image.astype(np.float32) / np.float32(255))
-        for k, image in enumerate(test)
-    ]
+    test = fashion_images(folder, "test")[FASHION_FIRST : FASHION_FIRST + count].astype(np.float32) / np.float32(255)
+    return [Clean(f"fashion-{FASHION_FIRST + k}", image) for k, image in enumerate(test)]
 
 
 def _cut(image: Clean, size: int) -> Clean:
