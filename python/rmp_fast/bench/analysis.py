@@ -51,8 +51,8 @@ def time_to_quality(rows: Sequence[Row]) -> list[Reached]:
             continue
         single = [row for row in others if row.samples == 1]
         peers = [(BEST_SINGLE, max(single, key=lambda r: r.psnr), 1 / 4)] if single else []
-        peers += [(f"DPS ({r.label})", r, 1 / 100) for r in others if r.method in ("dps", "deepinv-dps")]
-        peers += [(f"the average of {r.samples} samples ({r.label})", r, 1 / 16) for r in others if r.samples > 1]
+        peers += [("DPS", r, 1 / 100) for r in others if r.method in ("dps", "deepinv-dps")]
+        peers += [(f"the average of {r.samples} samples", r, 1 / 16) for r in others if r.samples > 1]
         best = max(mine, key=lambda r: r.psnr)
         for what, peer, wanted in peers:
             reaching = [row for row in mine if row.psnr >= peer.psnr]

@@ -66,8 +66,9 @@ def render(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
     if results.of("batch"):
         body.append(_batch(results, command))
     quality = results.of("quality")
-    if any(row.network_seconds is not None for row in quality):
-        body.append(_parts(results, command))
+    told = [row for row in quality if row.samples == 1 and row.network_seconds is not None]
+    if told:
+        body.append(_parts(told, command))
     if any(results.of(name) for name in figures.SCALES):
         body.append(_scaling(results, command))
     if "roofline" in results.extras:
@@ -223,12 +224,10 @@ def _batch(results: Results, command: str) -> str:
     return _section("Throughput against batch", lead, content)
 
 
-def _parts(results: Results, command: str) -> str:
-    rows = results.of("quality")
-    task = rows[0].task
-    told = [r for r in rows if r.task == task and r.samples == 1 and r.network_seconds is not None]
-    lowest = min(r.evaluations for r in told)
-    shown = [r for r in told if r.evaluations == lowest]
+def _parts(told: Sequence[Row], command: str) -> str:
+    task = told[0].task
+    lowest = min(r.evaluations for r in told if r.task == task)
+    shown = [r for r in told if r.task == task and r.evaluations == lowest]
     caption = (
         "The network is the same for all. “Step and loop” holds the kernel of the step and the Python that calls it; "
         "methods that do not tell operator and step apart have both under “everything else”."
