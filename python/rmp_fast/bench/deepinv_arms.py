@@ -1,7 +1,7 @@
 """deepinv's samplers on our problems, where deepinv is installed (https://deepinv.github.io, version 0.5).
 
-Everything is on [-1, 1] but DiffPIR, which deepinv writes for images on [0, 1]. DDRM gets the authors' levels, since
-its own start at 1 on [0, 1]. DPS and the samplers of stochastic differential equations keep a state in float64.
+Everything is on [-1, 1] but DiffPIR, which deepinv writes for images on [0, 1]. DDRM gets the authors' levels in place of
+its own start at 1 on [0, 1], and a copy of the measurements, because version 0.5.0 writes to them.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _ddrm(problem: Problem, budget: int, samples: int) -> Model:
     denoiser, counter = wrapped(problem.prior)
     model = _deepinv().sampling.DDRM(denoiser, sigmas=DDRM(evaluations=budget).levels())
     theirs = physics(problem, problem.noise_std)
-    return lambda: model(problem.y, theirs), counter
+    return lambda: model(problem.y.clone(), theirs), counter
 
 
 def _average(problem: Problem, budget: int, samples: int) -> Model:
@@ -151,7 +151,7 @@ def _average(problem: Problem, budget: int, samples: int) -> Model:
     theirs = physics(problem, problem.noise_std)
 
     def run() -> Tensor:
-        mean: Tensor = sampler(problem.y, theirs)[0]
+        mean: Tensor = sampler(problem.y.clone(), theirs)[0]
         return mean
 
     return run, counter
@@ -179,7 +179,7 @@ def _dps(problem: Problem, budget: int, samples: int) -> Model:
     denoiser, counter = wrapped(problem.prior)
     model = _deepinv().sampling.DPS(denoiser, weight=DPS_WEIGHT, num_steps=budget + 1, minus_one_one=False)
     theirs = physics(problem, problem.noise_std)
-    return lambda: model(problem.y, theirs, seed=0), counter
+    return lambda: model(problem.y.clone(), theirs, seed=0), counter
 
 
 _MODELS: dict[str, Callable[[Problem, int, int], Model]] = {
