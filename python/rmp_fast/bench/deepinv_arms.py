@@ -1,7 +1,7 @@
 """deepinv's samplers on our problems, where deepinv is installed (https://deepinv.github.io, version 0.5).
 
-Everything is on [-1, 1] but DiffPIR, which deepinv writes for images on [0, 1]. DDRM gets the authors' levels in place of
-its own start at 1 on [0, 1], and a copy of the measurements, because version 0.5.0 writes to them.
+Everything is on [-1, 1] but DiffPIR, which deepinv writes for images on [0, 1]. DDRM gets the authors' levels in
+place of its own start at 1 on [0, 1], and a copy of the measurements, because version 0.5.0 writes to them.
 """
 
 from __future__ import annotations
