@@ -18,7 +18,7 @@ from torch import Tensor
 from ..baselines import DDRM
 from ..operators import Blur, Denoising, GaussianBlur, Inpainting, SuperResolution
 from ..priors import Prior
-from .harness import Arm, CheckError, Result
+from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
 __all__ = ["arm", "physics", "unavailable_reason", "wrapped"]
@@ -130,7 +130,7 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
     label = f"{averaged} x deepinv-ddrm-{budget}" if averaged > 1 else f"{name}-{budget}"
     whose = "tuned" if backward else "authors"
     cost = forward + 2 * backward
-    return Arm(name, label, whose, cost, make, check, problem.tolerance(forward), averaged)
+    return Arm(name, label, whose, cost, make, check, SAMPLER_TOLERANCE, averaged)
 
 
 Model = tuple[Callable[[], Tensor], _Counter]

@@ -21,6 +21,9 @@ __all__ = ["Arm", "CheckError", "Measured", "Result", "band", "measure", "peak_m
 LONG = 20.0
 #: A first call up to this long is repeated for its peak of memory, without what only a first call takes.
 SHORT = 2.0
+#: Root mean square by which a sampler of others may differ from itself. Its steps may enlarge rounding, so no bound can
+#: be derived; other random numbers, or an image that depends on its neighbours, move it by tenths.
+SAMPLER_TOLERANCE = 0.01
 #: Most samples of an arm.
 MOST_ROUNDS = 25
 

@@ -17,7 +17,7 @@ from ..plan import Estimate, Plan
 from ..priors import Prior
 from ..priors.network import NetworkPrior
 from . import deepinv_arms, eager
-from .harness import Arm, CheckError, Result
+from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
 __all__ = ["COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
@@ -264,7 +264,6 @@ def _baseline(
         raise ValueError(f"{method} cannot serve {problem.task}: {reason}")
     forward = budget * samples
     cost = forward * (3 if method in ("dps", "pigdm") else 1)
-    tolerance = problem.tolerance(forward)
 
     def call(items: slice = slice(None)) -> Result:
         y, seeds = problem.y[items], problem.seeds[items]
@@ -281,12 +280,12 @@ def _baseline(
             return "finite, evaluations counted"
         alone = call(slice(0, 1))
         gap = float((alone.mean - result.mean[:1]).double().square().mean().sqrt())
-        if not gap <= tolerance:
+        if not gap <= SAMPLER_TOLERANCE:
             raise CheckError(
                 f"the first image alone differs from the same in the batch by {gap:.2g} (root mean square)"
             )
-        return f"finite, evaluations counted, an image alone as in the batch: {gap:.1e} <= {tolerance:.1e}"
+        return f"finite, evaluations counted, an image alone as in the batch: {gap:.1e} <= {SAMPLER_TOLERANCE:g}"
 
     label = f"{samples} x {method}-{budget}" if samples > 1 else f"{name}-{budget}"
     label += " tuned" if whose == "tuned" else ""
-    return Arm(name, label, whose, cost, lambda: call, check, tolerance, samples)
+    return Arm(name, label, whose, cost, lambda: call, check, SAMPLER_TOLERANCE, samples)
