@@ -371,3 +371,25 @@ def test_tiled_images_repeat_and_mirror() -> None:
     assert [i.name for i in many] == ["a", "a (1)", "a (2)"]
     (large,) = tiled([image], 1, 4)
     assert large.pixels.tolist() == [[[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [0, 1, 2, 2]]]
+
+
+@pytest.mark.parametrize("task", ["inpaint_random", "motion_deblur", "sr4"])
+def test_deepinv_solves_the_same_problem_and_leaves_it_alone(prior: Any, task: str) -> None:
+    pytest.importorskip("deepinv", reason="its rows are compared where it is installed: pip install deepinv")
+    given = make(prior, task, OPERATORS[task]())
+    names = ["deepinv-ddrm", "deepinv-diffpir", "deepinv-dps", "deepinv-average"]
+    arms, left_out = methods.arms(given, names, 2)
+    if task == "sr4":
+        assert set(left_out) == set(names)
+        return
+    assert not left_out
+    before = given.y.clone()
+    for found in arms:
+        call = found.make()
+        first = call()
+        assert "operators equal" in found.check(first)
+        # Its own random numbers start anew with every call, and rounding is all that two calls differ by.
+        assert (call().mean - first.mean).square().mean().sqrt() <= found.tolerance
+        assert first.mean.shape == given.shape
+        assert first.backward_evaluations == (2 if found.method == "deepinv-dps" else 0)
+    assert torch.equal(given.y, before)

@@ -67,8 +67,15 @@ def test_what_is_accepted_is_the_ratio_to_the_copy(accepted: pathlib.Path) -> No
     ],
 )
 def test_comparison(
-    stored: Any, accepted: pathlib.Path, tmp_path: pathlib.Path, capsys: Any, seconds: Any, copy: Any, code: Any, told: Any
-) -> None:  # fmt: skip
+    stored: Any,
+    accepted: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: Any,
+    seconds: Any,
+    copy: Any,
+    code: int,
+    told: str,
+) -> None:
     assert stored.main([str(accepted), str(run(tmp_path, seconds, copy))]) == code
     assert told in capsys.readouterr().out
 
