@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-gpu bench lint format clean
+.PHONY: demo test test-gpu bench bench-check lint format clean
 
 # The one place where torch is pinned: results are compared to the last bit within one version of it.
 TORCH ?= torch==2.13.0
@@ -34,6 +34,11 @@ test-gpu: $(VENV)/developed
 
 bench: $(VENV)/developed
 	$(BIN)/python -m pytest benchmarks
+
+# The kernels against copies in the same run, beside the accepted results.
+bench-check: $(VENV)/developed
+	$(BIN)/python -m pytest benchmarks/bench_kernels.py --benchmark-json=kernels.json
+	$(BIN)/python benchmarks/compare_stored.py benchmarks/accepted.json kernels.json
 
 lint: $(VENV)/developed
 	$(BIN)/ruff check .

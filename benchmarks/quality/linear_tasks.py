@@ -25,6 +25,7 @@ from torch import Tensor
 
 import rmp_fast as rmp
 from rmp_fast import baselines, operators
+from rmp_fast.bench.methods import tuned_settings
 from rmp_fast.training.data import fashion_images
 
 NOISE = 0.05
@@ -78,12 +79,11 @@ def rows(samples: int) -> list[Row]:
     found += [Row(f"rmp-{n} untuned", "rmp", n) for n in (20, 40, 100)]
     found += [Row("paper-vp", "rmp", 400, rmp.presets.paper_vp()), Row("paper-ve", "rmp", 600, rmp.presets.paper_ve())]
     for n in (20, 100):
-        grid = rmp.schedules.log(n - 1, 0.05, 20.0)
         found += [
             Row(f"ddrm-{n}", "ddrm", n),
-            Row(f"ddrm-{n} tuned", "ddrm", n, {"eta": 1.0, "schedule": grid}, tuned=True),
+            Row(f"ddrm-{n} tuned", "ddrm", n, tuned_settings("ddrm", n), tuned=True),
             Row(f"diffpir-{n}", "diffpir", n),
-            Row(f"diffpir-{n} tuned", "diffpir", n, {"strength": 1.0, "zeta": 1.0, "schedule": grid}, tuned=True),
+            Row(f"diffpir-{n} tuned", "diffpir", n, tuned_settings("diffpir", n), tuned=True),
         ]
     return [
         *found,

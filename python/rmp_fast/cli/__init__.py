@@ -12,7 +12,9 @@ from .usage import UsageError
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 # Command NAME has its options in parsers/NAME.py and its `run` in NAME.py.
-COMMANDS = ("reconstruct", "batch", "serve", "compare", "calibrate", "tune", "profile", "roofline", "info")
+COMMANDS = (
+    "reconstruct", "batch", "serve", "compare", "calibrate", "tune", "bench", "latency", "profile", "roofline", "info",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,190 @@
+"""deepinv's samplers on our problems, where deepinv is installed (https://deepinv.github.io, version 0.5).
+
+Everything is on [-1, 1] but DiffPIR, which deepinv writes for images on [0, 1]. DDRM gets the authors' levels in
+place of its own start at 1 on [0, 1], and a copy of the measurements, because version 0.5.0 writes to them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..baselines import DDRM
+from ..operators import Blur, Denoising, GaussianBlur, Inpainting, SuperResolution
+from ..priors import Prior
+from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
+from .problem import Problem
+
+__all__ = ["arm", "physics", "unavailable_reason", "wrapped"]
+
+#: Weight of DPS in deepinv, in place of its default of 1: the best of 10, 30 and 100 on Fashion-MNIST.
+DPS_WEIGHT = 30.0
+#: lambda of DiffPIR in deepinv's terms, the default of its authors' program.
+DIFFPIR_STRENGTH, DIFFPIR_ZETA = 7.0, 0.3
+#: Largest difference of two operators that are the same but for rounding, for images on [-1, 1].
+SAME_OPERATOR = 1e-4
+
+
+def unavailable_reason() -> str | None:
+    """None where deepinv can be imported, else what to do."""
+    try:
+        _deepinv()
+    except ImportError as cause:
+        return f"deepinv cannot be imported ({cause}); pip install deepinv for these rows"
+    return None
+
+
+def _deepinv() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("deepinv")
+
+
+class _Counter:
+    """Evaluations of the network and their seconds."""
+
+    def __init__(self) -> None:
+        self.evaluations, self.seconds = 0, 0.0
+
+
+def wrapped(prior: Prior, unit: bool = False) -> tuple[Any, _Counter]:
+    """The prior as a denoiser of deepinv's, for images on [-1, 1] or, with ``unit``, on [0, 1]; and its counter."""
+    counter = _Counter()
+
+    class Wrapped(_deepinv().models.Denoiser):  # type: ignore[misc]
+        def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
+            level = torch.as_tensor(sigma, dtype=torch.float32).flatten().expand(x.shape[0])
+            started = time.perf_counter()
+            out = (prior.denoise(2 * x - 1, 2 * level) + 1) / 2 if unit else prior.denoise(x, level)
+            counter.seconds += time.perf_counter() - started
+            counter.evaluations += 1
+            return out
+
+    return Wrapped(), counter
+
+
+def physics(problem: Problem, noise_std: float) -> Any:
+    """deepinv's operator for the problem's.
+
+    Raises:
+        ValueError: deepinv has none that does the same.
+    """
+    dinv, op, shape = _deepinv(), problem.op, problem.shape[1:]
+    noise = dinv.physics.GaussianNoise(noise_std)
+    if isinstance(op, Denoising):
+        return dinv.physics.Denoising(noise_model=noise)
+    if isinstance(op, Inpainting):
+        mask = op.mask.float().reshape(1, *op.mask.shape[-3:]) if op.mask.ndim > 2 else op.mask.float()[None, None]
+        return dinv.physics.Inpainting(img_size=shape, mask=mask.expand(1, *shape), noise_model=noise)
+    if isinstance(op, Blur) and op.boundary == "circular":
+        return dinv.physics.BlurFFT(img_size=shape, filter=op.kernel.float()[None, None], noise_model=noise)
+    if isinstance(op, GaussianBlur) and op.boundary == "reflect":
+        raise ValueError("deepinv's reflected blur leaves out the edge pixel, another operator than this one")
+    if isinstance(op, SuperResolution) and op.filter == "average":
+        raise ValueError("deepinv has no block average whose singular values it knows")
+    raise ValueError(f"deepinv has no operator like {op!r}")
+
+
+def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
+    """deepinv's method ``name`` with ``budget`` evaluations of a sample.
+
+    Raises:
+        ValueError: deepinv has no operator like the problem's.
+        CheckError: its operator gives other measurements.
+    """
+    theirs = physics(problem, problem.noise_std)
+    gap = float((theirs.A(problem.truth) - problem.op.A(problem.truth)).abs().max())
+    if not gap <= SAME_OPERATOR:
+        raise CheckError(f"deepinv's operator differs from ours by {gap:.2g}")
+    averaged = samples if name == "deepinv-average" else 1
+    forward = budget * averaged
+    backward = forward if name == "deepinv-dps" else 0
+
+    def make() -> Callable[[], Result]:
+        model, counter = _MODELS[name](problem, budget, averaged)
+
+        def call() -> Result:
+            torch.manual_seed(0)
+            counter.evaluations, counter.seconds = 0, 0.0
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                mean = model().float()
+            if not bool(torch.isfinite(mean).all()):
+                raise CheckError("an image left the finite range")
+            passes = {} if backward else {"network": counter.seconds}  # the backward pass is not in it
+            return Result(mean, counter.evaluations, counter.evaluations if backward else 0, passes)
+
+        return call
+
+    def check(result: Result) -> str:
+        if result.evaluations != forward:
+            raise CheckError(f"took {result.evaluations} evaluations of the network, not {forward}")
+        return f"finite, evaluations counted, operators equal: {gap:.1e} <= {SAME_OPERATOR:g}"
+
+    label = f"{averaged} x deepinv-ddrm-{budget}" if averaged > 1 else f"{name}-{budget}"
+    whose = "tuned" if backward else "authors"
+    cost = forward + 2 * backward
+    return Arm(name, label, whose, cost, make, check, SAMPLER_TOLERANCE, averaged)
+
+
+Model = tuple[Callable[[], Tensor], _Counter]
+
+
+def _ddrm(problem: Problem, budget: int, samples: int) -> Model:
+    denoiser, counter = wrapped(problem.prior)
+    model = _deepinv().sampling.DDRM(denoiser, sigmas=DDRM(evaluations=budget).levels())
+    theirs = physics(problem, problem.noise_std)
+    return lambda: model(problem.y.clone(), theirs), counter
+
+
+def _average(problem: Problem, budget: int, samples: int) -> Model:
+    dinv = _deepinv()
+    denoiser, counter = wrapped(problem.prior)
+    model = dinv.sampling.DDRM(denoiser, sigmas=DDRM(evaluations=budget).levels())
+    sampler = dinv.sampling.DiffusionSampler(model, max_iter=samples, clip=None, verbose=False, thres_conv=0.0)
+    theirs = physics(problem, problem.noise_std)
+
+    def run() -> Tensor:
+        mean: Tensor = sampler(problem.y.clone(), theirs)[0]
+        return mean
+
+    return run, counter
+
+
+def _diffpir(problem: Problem, budget: int, samples: int) -> Model:
+    dinv = _deepinv()
+    denoiser, counter = wrapped(problem.prior, unit=True)
+    half = physics(problem, problem.noise_std / 2)
+    model = dinv.sampling.DiffPIR(
+        denoiser, dinv.optim.data_fidelity.L2(), sigma=problem.noise_std / 2, max_iter=budget,
+        zeta=DIFFPIR_ZETA, lambda_=DIFFPIR_STRENGTH,
+    )  # fmt: skip
+
+    def run() -> Tensor:
+        y = (problem.y + 1) / 2
+        y = half.A(y) if isinstance(problem.op, Inpainting) else y
+        mean: Tensor = 2 * model(y, half) - 1
+        return mean
+
+    return run, counter
+
+
+def _dps(problem: Problem, budget: int, samples: int) -> Model:
+    denoiser, counter = wrapped(problem.prior)
+    model = _deepinv().sampling.DPS(denoiser, weight=DPS_WEIGHT, num_steps=budget + 1, minus_one_one=False)
+    theirs = physics(problem, problem.noise_std)
+    return lambda: model(problem.y.clone(), theirs, seed=0), counter
+
+
+_MODELS: dict[str, Callable[[Problem, int, int], Model]] = {
+    "deepinv-ddrm": _ddrm,
+    "deepinv-diffpir": _diffpir,
+    "deepinv-dps": _dps,
+    "deepinv-average": _average,
+}

@@ -1,0 +1,291 @@
+"""The methods that a benchmark knows by name, and the arms that each of them makes of a problem."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import baselines, presets, reference, schedules
+from ..plan import Estimate, Plan
+from ..priors import Prior
+from ..priors.network import NetworkPrior
+from . import deepinv_arms, eager
+from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
+from .problem import Problem
+
+__all__ = ["COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
+
+#: What every name of ``--methods`` stands for.
+METHODS = {
+    "rmp": "RMP, tuned preset",
+    "rmp-compiled": "RMP, tuned preset, network compiled",
+    "rmp-untuned": "RMP, untuned levels",
+    "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
+    "eager": "RMP, untuned levels, in plain eager torch",
+    "eager-compiled": "the same, network under torch.compile",
+    "ddrm": "DDRM",
+    "diffpir": "DiffPIR",
+    "pigdm": "PiGDM",
+    "dps": "DPS",
+    "reddiff": "RED-diff",
+    "daps": "DAPS",
+    "average": "average of DDRM samples",
+    "deepinv-ddrm": "deepinv's DDRM",
+    "deepinv-diffpir": "deepinv's DiffPIR",
+    "deepinv-dps": "deepinv's DPS",
+    "deepinv-average": "deepinv's DiffusionSampler, mean of DDRM samples",
+}
+OURS = ("rmp", "rmp-compiled", "rmp-untuned", "rmp-untuned-compiled")
+COMPILED = ("rmp-compiled", "rmp-untuned-compiled", "eager-compiled")
+SAMPLES = 16
+INNER, RELAXATION = 2, 1.4  # of the untuned chain
+
+#: Budgets of a method: evaluations of one sample.
+BUDGETS = {
+    "rmp": (20, 40),
+    "ddrm": (20, 100),
+    "diffpir": (20, 100),
+    "pigdm": (100,),
+    "dps": (1000,),
+    "reddiff": (1000,),
+    "daps": (1000,),
+    "average": (100,),
+    "deepinv-ddrm": (20, 100),
+    "deepinv-diffpir": (20, 100),
+    "deepinv-dps": (1000,),
+    "deepinv-average": (100,),
+}
+EQUAL = 20  # evaluations of the methods without a budget of their own
+#: Evaluations, a backward pass counted as two, up to which a chain is run once more to check it.
+CHECKED_TWICE = 400
+
+
+def tuned_settings(name: str, evaluations: int) -> dict[str, Any] | None:
+    """The best settings of a baseline found on Fashion-MNIST test images 0 to 7, or None where none were sought.
+
+    The authors' grids are made for 256 x 256 photographs; what helps is the grid of levels that RMP starts from.
+    """
+    found: dict[str, dict[str, Any]] = {
+        "ddrm": {"eta": 1.0},
+        "diffpir": {"strength": 1.0, "zeta": 1.0},
+    }
+    if name == "pigdm":
+        return {"weight": "score"}
+    if name not in found or evaluations < 2:
+        return None
+    return {**found[name], "schedule": schedules.log(evaluations - 1, 0.05, 20.0)}
+
+
+def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = None) -> tuple[list[Arm], dict[str, str]]:
+    """The arms of the methods, cheapest first, and why a method has none.
+
+    Args:
+        problem: what they solve.
+        methods: of :data:`METHODS`.
+        evaluations: of every sample, in place of each method's own budgets.
+    """
+    found: list[Arm] = []
+    left_out: dict[str, str] = {}
+    missing = deepinv_arms.unavailable_reason()
+    for name in methods:
+        if name.startswith("deepinv-") and missing is not None:
+            left_out[name] = missing
+            continue
+        budgets = (evaluations,) if evaluations is not None else BUDGETS.get(name, (EQUAL,))
+        try:
+            made = [arm for budget in budgets for arm in _arms_of(problem, name, budget)]
+        except (ValueError, CheckError) as cause:
+            left_out[name] = str(cause)
+            continue
+        found += list({arm.label: arm for arm in made}.values())
+    return sorted(found, key=lambda arm: arm.evaluations), left_out
+
+
+def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
+    if name in OURS:
+        return [_rmp(problem, name, budget)]
+    if name in ("eager", "eager-compiled"):
+        return [_eager(problem, name, budget)]
+    if name.startswith("deepinv-"):
+        return [deepinv_arms.arm(problem, name, budget, SAMPLES)]
+    if name == "average":
+        return [_baseline(problem, name, "ddrm", budget, "authors", samples=SAMPLES)]
+    found = [_baseline(problem, name, name, budget, "authors")]
+    settings = tuned_settings(name, budget)
+    if settings is not None:
+        found.append(_baseline(problem, name, name, budget, "tuned", settings))
+    return found
+
+
+# RMP, ours.
+
+
+def untuned(evaluations: int) -> dict[str, Any]:
+    """Options of the chain that nobody tuned, with at most so many evaluations."""
+    inner = min(INNER, evaluations)
+    return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner, "relaxation": RELAXATION}
+
+
+def compiled(prior: Prior) -> Prior:
+    """The same prior with its network under ``torch.compile``."""
+    if not isinstance(prior, NetworkPrior):
+        raise ValueError(f"the prior {prior.name!r} is no network that could be compiled")
+    other = copy.copy(prior)
+    other.network = torch.compile(prior.network)  # type: ignore[assignment]
+    return other
+
+
+def _rmp(problem: Problem, name: str, budget: int) -> Arm:
+    preset = not name.startswith("rmp-untuned")
+    options = presets.for_task(problem.task, problem.prior, budget) if preset else untuned(budget)
+    evaluations = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
+    tolerance = problem.tolerance(evaluations)
+
+    def plan(prior: Prior, **more: Any) -> Plan:
+        return Plan(problem.op, prior, problem.shape, problem.noise_std, **options, **more)
+
+    def make() -> Callable[[], Result]:
+        if name not in COMPILED:
+            made = plan(problem.prior)
+        elif "compile" in inspect.signature(Plan).parameters:
+            made = plan(problem.prior, compile=True)
+        else:
+            made = plan(compiled(problem.prior))
+        return lambda: _result(made.execute(problem.y, seeds=problem.seeds))
+
+    def check(result: Result) -> str:
+        plain = plan(problem.prior, backend="torch").execute(problem.y, seeds=problem.seeds)
+        return _equal(result, plain.mean, tolerance, "the chain in plain torch (backend='torch')", evaluations)
+
+    settings = "preset" if "looks" in options else "untuned"
+    return Arm(name, f"{name}-{evaluations}", settings, evaluations, make, check, tolerance)
+
+
+def _result(estimate: Estimate) -> Result:
+    if not bool(estimate.ok.all()):
+        raise CheckError("an image left the finite range")
+    stats = estimate.stats
+    parts = {
+        key: stats[f"{key}_seconds"] for key in ("network", "operator", "step", "start") if f"{key}_seconds" in stats
+    }
+    return Result(estimate.mean, int(stats["evaluations"]), int(stats["backward_evaluations"]), parts)
+
+
+def _equal(result: Result, other: Tensor, tolerance: float, what: str, evaluations: int) -> str:
+    gap = float((result.mean - other).double().square().mean().sqrt())
+    if not gap <= tolerance:
+        raise CheckError(
+            f"differs from {what} by {gap:.2g} (root mean square), more than rounding can, {tolerance:.2g}"
+        )
+    if result.evaluations != evaluations:
+        raise CheckError(f"took {result.evaluations} evaluations of the network, not {evaluations}")
+    return f"equals {what}: {gap:.1e} <= {tolerance:.1e}"
+
+
+# RMP as a user would write it.
+
+
+def _eager(problem: Problem, name: str, budget: int) -> Arm:
+    options = untuned(budget)
+    inner, levels = options["inner_steps"], options["schedule"].levels.tolist()
+    evaluations = inner * (len(levels) - 1)
+    tolerance = problem.tolerance(evaluations)
+    sizes = reference.step_sizes("averaging", RELAXATION, inner)
+    correct = eager.corrector(problem.op, problem.y, problem.noise_std, problem.shape)
+    if correct is None:
+        raise ValueError(f"the operator {problem.op.name!r} of {problem.task} has no few lines of plain torch")
+
+    def run(prior: Prior, draw: Callable[[int], Tensor]) -> Result:
+        timed = Timed(prior)
+        with torch.inference_mode():
+            mean = eager.chain(timed.denoise, correct, problem.shape, levels, sizes, problem.prior.data_variance, draw)
+        return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
+
+    def make() -> Callable[[], Result]:
+        prior = compiled(problem.prior) if name in COMPILED else problem.prior
+
+        def call() -> Result:
+            generator = torch.Generator().manual_seed(0)
+            return run(prior, lambda look: torch.randn(problem.shape, generator=generator))
+
+        return call
+
+    def check(result: Result) -> str:
+        elements = problem.truth[0].numel()
+
+        def draw(look: int) -> Tensor:
+            return reference.normals(problem.seeds, look, 0, elements).reshape(problem.shape).float()
+
+        ours = Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options)
+        mean = ours.execute(problem.y, seeds=problem.seeds).mean
+        return _equal(
+            run(problem.prior, draw), mean, tolerance, "rmp_fast's chain on the same random numbers", evaluations
+        )
+
+    return Arm(name, f"{name}-{evaluations}", "untuned", evaluations, make, check, tolerance)
+
+
+@dataclasses.dataclass
+class Timed:
+    """A prior that counts its evaluations and their seconds."""
+
+    prior: Prior
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def denoise(self, x: Tensor, s: Tensor) -> Tensor:
+        """D(x, s)."""
+        started = time.perf_counter()
+        out = self.prior.denoise(x, s)
+        self.seconds += time.perf_counter() - started
+        self.evaluations += 1
+        return out
+
+
+# Published samplers.
+
+
+def _baseline(
+    problem: Problem, name: str, method: str, budget: int, whose: str, settings: dict[str, Any] | None = None,
+    samples: int = 1,
+) -> Arm:  # fmt: skip
+    if settings is None:
+        settings = baselines.paper_settings(method, problem.task)
+    made = baselines.make(method, evaluations=budget, **settings)
+    reason = made.check(problem.op, problem.shape, problem.y.device, problem.y.dtype)
+    if reason is not None:
+        raise ValueError(f"{method} cannot serve {problem.task}: {reason}")
+    forward = budget * samples
+    cost = forward * (3 if method in ("dps", "pigdm") else 1)
+
+    def call(items: slice = slice(None)) -> Result:
+        y, seeds = problem.y[items], problem.seeds[items]
+        shape = (y.shape[0], *problem.shape[1:])
+        estimate = baselines.reconstruct_with(
+            made, y, problem.op, problem.prior, problem.noise_std, seeds=seeds, samples=samples, shape=shape
+        )
+        return _result(estimate)
+
+    def check(result: Result) -> str:
+        if result.evaluations != forward:
+            raise CheckError(f"took {result.evaluations} evaluations of the network, not {forward}")
+        if cost > CHECKED_TWICE:
+            return "finite, evaluations counted"
+        alone = call(slice(0, 1))
+        gap = float((alone.mean - result.mean[:1]).double().square().mean().sqrt())
+        if not gap <= SAMPLER_TOLERANCE:
+            raise CheckError(
+                f"the first image alone differs from the same in the batch by {gap:.2g} (root mean square)"
+            )
+        return f"finite, evaluations counted, an image alone as in the batch: {gap:.1e} <= {SAMPLER_TOLERANCE:g}"
+
+    label = f"{samples} x {method}-{budget}" if samples > 1 else f"{name}-{budget}"
+    label += " tuned" if whose == "tuned" else ""
+    return Arm(name, label, whose, cost, lambda: call, check, SAMPLER_TOLERANCE, samples)

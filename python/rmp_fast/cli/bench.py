@@ -1,0 +1,360 @@
+"""``rmp-fast bench``: every method on the same problems, timed in turns, with a report to look at."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import images, priors
+from ..bench import analysis, figures, harness, methods, page
+from ..bench.harness import Arm, Measured
+from ..bench.problem import Problem, network_rounding
+from ..bench.results import Results, commit, row, table
+from . import panel, record
+from .inputs import make_output_folder
+from .parsers.bench import SECTIONS
+from .problems import LINEAR_TASKS, Clean, clean_images, problem, settings_of, tiled
+from .tasks import Settings, choice
+from .usage import UsageError, check_numbers
+
+__all__ = ["run"]
+
+NOISE_STD = {"photo": 0.02, "fashion": 0.025}
+OUTPUTS = ("bench.json", "bench.csv", "bench.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much is measured where options do not say: images, their size, batches, seconds of timed calls for a row."""
+
+    count: int
+    size: int | None
+    batch: tuple[int, ...]
+    budget: float
+
+
+EXTENTS = {
+    ("photo", False): Extent(3, None, (1, 2, 4), 10.0),
+    ("photo", True): Extent(1, 96, (1, 2), 0.5),
+    ("fashion", False): Extent(16, None, (1, 4, 16), 5.0),
+    ("fashion", True): Extent(4, None, (1, 4), 0.5),
+}
+#: Evaluations, a backward pass counted as two, above which ``--quick`` leaves a chain out.
+QUICK = 300
+#: Of the throughput curve, whose methods all get as many.
+EQUAL = 20
+MOST_TILES = 7
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code: 0, 1 when a check failed, 130 when interrupted.
+
+    Raises:
+        UsageError: before any work, for anything that cannot be carried out as given.
+    """
+    missing = figures.missing()
+    if missing is not None:
+        raise UsageError(missing)
+    if options.out is None:
+        raise UsageError("`--out` must be given: the folder for the results")
+    if options.report_only:
+        try:
+            _write_page(Results.read(options.out))
+        except ValueError as error:
+            raise UsageError(f"`--report-only`: {error}") from error
+        return 0
+    bench = Bench(options)
+    results = bench.results
+    try:
+        with np.errstate(all="ignore"):
+            bench.run()
+        results.finish()
+        code = 1 if bench.wrong else 0
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept, and the report says that it is partial", file=sys.stderr)
+        code = 130
+    results.write()
+    _print(results)
+    _write_page(results)
+    print(f"\nreport: {options.out / 'bench.html'}")
+    return code
+
+
+class Bench:
+    """A run: what its options ask for, checked, and what it has found so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        choice("--prior", options.prior, tuple(priors.BUNDLED))
+        options.noise_std = NOISE_STD[options.prior] if options.noise_std is None else options.noise_std
+        check_numbers(options, ("count", "size", "evaluations", "threads"))
+        for name in options.sections:
+            choice("--sections", name, SECTIONS)
+        for name in options.methods or ():
+            choice("--methods", name, tuple(methods.METHODS))
+        tasks = list(dict.fromkeys(options.task or ["inpaint_random"]))
+        self.tasks = {task: settings_of(options, choice("--task", task, LINEAR_TASKS)) for task in tasks}
+        extent = EXTENTS[options.prior, options.quick]
+        self.batches = sorted(set(options.batch or extent.batch))
+        if self.batches[0] < 1:
+            raise UsageError(f"`--batch` must be whole numbers of at least 1, got {self.batches[0]}")
+        self.budget = extent.budget if options.budget is None else options.budget
+        if not 0 <= self.budget < float("inf"):
+            raise UsageError(f"`--budget` must be a finite number of seconds >= 0, got {self.budget}")
+        size = extent.size if options.size is None and not options.images else options.size
+        self.clean = clean_images(options, options.count or extent.count, size)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.prior = priors.load(options.prior)
+        self.problems = {}
+        shape = self.clean[0].pixels.shape
+        self.rounding = network_rounding(self.prior, (1, *shape)) if self._fits(shape) else 0.0
+        for task, settings in self.tasks.items():
+            self.problems[task] = self._problem(settings, self.clean)
+        self._check_folder()
+        self.chosen = tuple(dict.fromkeys(options.methods or methods.METHODS))
+        self.wrong = False
+        environment = record.environment()
+        environment |= {
+            "commit": commit(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "load": _load(),
+        }
+        self.where = {
+            "prior": options.prior,
+            "device": environment["processor"],
+            "threads": environment["threads"],
+            "versions": ", ".join(f"{name} {value}" for name, value in environment["versions"].items()),
+            "commit": environment["commit"],
+        }
+        asked = {
+            "tasks": tasks, "prior": options.prior, "noise_std": options.noise_std, "seed": options.seed,
+            "images": [image.name for image in self.clean], "quick": options.quick, "budget": self.budget,
+            "operators": {task: repr(p.op) for task, p in self.problems.items()},
+        }  # fmt: skip
+        self.results = Results(options.out, _command(options), asked, environment)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return self.prior.channels is None or shape[0] in self.prior.channels
+
+    def _problem(self, settings: Settings, clean: Sequence[Clean]) -> Problem:
+        return problem(settings, self.prior, clean, self.options.noise_std, self.options.seed, self.rounding)
+
+    def _check_folder(self) -> None:
+        out: pathlib.Path = self.options.out
+        there = [name for name in OUTPUTS if (out / name).exists()]
+        if there and not self.options.force:
+            raise UsageError(f"`--out` {out} has results already ({', '.join(there)}); add --force to replace them")
+        make_output_folder(out)
+        for name in [*there, *(path.name for path in out.glob("pictures_*.png"))]:
+            (out / name).unlink()
+
+    def run(self) -> None:
+        """Measure the sections one after the other."""
+        asked = self.options.sections
+        if "quality" in asked:
+            for task in self.tasks:
+                self._quality(task)
+        if "batch" in asked:
+            self._batch(next(iter(self.tasks)))
+        if "scaling" in asked:
+            self._scaling(next(iter(self.tasks)))
+        if "roofline" in asked:
+            self._roofline()
+
+    # The sections.
+
+    def _quality(self, task: str) -> None:
+        given = self.problems[task]
+        arms, left_out = methods.arms(given, self._affordable(), self.options.evaluations)
+        self._say_left_out("quality", task, left_out)
+        if self.options.quick:
+            for arm in arms:
+                if arm.evaluations > QUICK:
+                    self._leave_out("quality", task, arm.label, "its chain is too long for --quick")
+            arms = [arm for arm in arms if arm.evaluations <= QUICK]
+        measured = self._measure([("quality", given, arm) for arm in arms])
+        _write_pictures(self, task, measured)
+
+    def _batch(self, task: str) -> None:
+        evaluations = self.options.evaluations or EQUAL
+        forward = [name for name in self._affordable() if name not in ("pigdm", "dps", "reddiff", "daps")]
+        chosen = [name for name in forward if name not in ("average", "deepinv-average", "deepinv-dps")]
+        for batch in self.batches:
+            given = self._problem(self.tasks[task], tiled(self.clean, batch))
+            arms, left_out = methods.arms(given, chosen, evaluations)
+            self._say_left_out("batch", task, left_out)
+            self._measure([("batch", given, arm) for arm in arms if arm.settings != "tuned"])
+
+    def _scaling(self, task: str) -> None:
+        if not any(name in self.chosen for name in methods.OURS):
+            return
+        jobs = []
+        for section, clean, evaluations in self._scales():
+            try:
+                given = self._problem(self.tasks[task], clean)
+            except UsageError as error:
+                self._leave_out(section, task, f"{clean[0].pixels.shape[1:]}", str(error))
+                continue
+            (arm,), _ = methods.arms(given, ["rmp-untuned"], evaluations)
+            jobs.append((section, given, arm))
+        self._measure(jobs)
+
+    def _scales(self) -> Iterator[tuple[str, list[Clean], int]]:
+        evaluations, quick = self.options.evaluations or EQUAL, self.options.quick
+        for count in (1, 2, 4) if quick else (1, 2, 4, 8):
+            yield "images", tiled(self.clean, count), evaluations
+        side = min(self.clean[0].pixels.shape[1:])
+        shares = (0.25, 0.5, 0.75, 1.0) if side > 64 else (0.5, 1.0, 1.5, 2.0)
+        for share in shares[: 3 if quick else 4]:
+            yield "pixels", tiled(self.clean, 1, max(16, 8 * round(share * side / 8))), evaluations
+        for factor in (0.5, 1, 2) if quick else (0.5, 1, 2, 4):
+            yield "evaluations", tiled(self.clean, 1), max(1, round(factor * evaluations))
+
+    def _roofline(self) -> None:
+        """Our kernels on this machine, as ``rmp-fast roofline`` has them."""
+        try:
+            roofline = importlib.import_module("rmp_fast.bench.roofline")
+        except ImportError as cause:
+            self._leave_out("roofline", "", "roofline", f"it cannot be measured: {cause}")
+            return
+        side = min(128 if self.options.quick else 256, *self.clean[0].pixels.shape[1:])
+        measured = roofline.measure(images=(1,), side=side, threads=(torch.get_num_threads(),))
+        self.results.extras["roofline"] = {name: measured[name] for name in ("copy_gbps", "gops", "kernels")}
+        self.results.write()
+
+    def _affordable(self) -> list[str]:
+        """The methods without those that take minutes to compile, if ``--quick`` and not asked for by name."""
+        if not self.options.quick or self.options.methods:
+            return list(self.chosen)
+        return [name for name in self.chosen if name not in methods.COMPILED]
+
+    # Measuring.
+
+    def _measure(self, jobs: Sequence[tuple[str, Problem, Arm]]) -> list[Measured]:
+        """Time the arms in turns, and keep a row of each with every new sample."""
+        given = {id(arm): (section, found) for section, found, arm in jobs}
+
+        def keep(measured: Measured) -> None:
+            section, found = given[id(measured.arm)]
+            self.results.put(row(measured, found.truth, section, found.task, self.where))
+
+        def drop(arm: Arm, reason: str) -> None:
+            section, found = given[id(arm)]
+            self.wrong = True
+            self._leave_out(section, found.task, arm.label, reason)
+
+        def say(arm: Arm) -> None:
+            if sys.stderr.isatty():
+                section, found = given[id(arm)]
+                print(f"\r\033[K{section}, {found.task}: {arm.label}", end="", file=sys.stderr, flush=True)
+
+        done = harness.measure(
+            [arm for _, _, arm in jobs], budget=self.budget, on_sample=keep, on_wrong=drop, on_start=say
+        )
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        return done
+
+    def _say_left_out(self, section: str, task: str, left_out: dict[str, str]) -> None:
+        for name, reason in left_out.items():
+            self._leave_out(section, task, name, reason)
+
+    def _leave_out(self, section: str, task: str, what: str, why: str) -> None:
+        known = any(
+            (e["what"].partition("-")[0], e["why"]) == (what.partition("-")[0], why) for e in self.results.left_out
+        )
+        if not known:
+            print(f"rmp-fast bench: left out {what} ({task}): {why}", file=sys.stderr)
+        self.results.leave_out(section, task, what, why)
+
+
+def _load() -> str:
+    try:
+        return f"{os.getloadavg()[0]:.1f} busy processes at the start, {harness.cores()} processors"
+    except OSError:
+        return "unknown"
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line that does the same, without its output and sections."""
+    words = ["rmp-fast", "bench"]
+    for name, value in vars(options).items():
+        if name in ("command", "out", "sections", "force", "report_only") or value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
+
+
+def _print(results: Results) -> None:
+    for section in ("quality", "batch"):
+        for task in dict.fromkeys(r.task for r in results.of(section)):
+            print(f"\n{section}: {task}\n{table(results.of(section, task))}")
+    for r in analysis.time_to_quality(results.of("quality")):
+        if r.ratio is None:
+            print(
+                f"{r.task}: {r.what} ({r.peer.label}) is {r.peer.psnr - r.best.psnr:.2f} dB better than {r.best.label}"
+            )
+        else:
+            assert r.ours is not None
+            print(
+                f"{r.task}: {r.ours.label} is as good as {r.what} ({r.peer.label}) in 1/{1 / r.ratio:.3g} of its time"
+            )
+
+
+def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> None:
+    """The first image as every method left it: ours, and of the others each method's best row."""
+    if not measured:
+        return
+    given = bench.problems[task]
+    best: dict[str, tuple[float, Measured]] = {}
+    for one in measured:
+        error = float((one.result.mean[0] - given.truth[0]).square().mean())
+        if one.arm.method not in best or error < best[one.arm.method][0]:
+            best[one.arm.method] = error, one
+    same = ("rmp-compiled", "rmp-untuned-compiled", "eager", "eager-compiled")
+    shown = [one for name, (_, one) in best.items() if name not in same][: MOST_TILES - 2]
+    tiles = [("measurement", "", _unit(_visible(given)))]
+    for one in shown:
+        found = bench.results.rows.get(row(one, given.truth, "quality", task, bench.where).key)
+        tiles.append(
+            (one.arm.label, "" if found is None else f"{found.ms_per_image:.3g} ms", _unit(one.result.mean[0]))
+        )
+    tiles.append(("truth", "", bench.clean[0].pixels))
+    title = f"{task}  ·  {bench.clean[0].name}  ·  noise {bench.options.noise_std:g}  ·  {bench.options.prior} prior"
+    images.write_atomically(bench.options.out / f"pictures_{task}.png", panel.sheet(tiles, title))
+
+
+def _visible(given: Problem) -> Tensor:
+    """The first measurement as a picture."""
+    y = given.y[0]
+    mask = getattr(given.op, "mask", None)
+    return y if mask is None else torch.where(mask.reshape(-1, *mask.shape[-2:])[:1], y, -1.0)
+
+
+def _unit(x: Tensor) -> Any:
+    return ((x.clamp(-1, 1) + 1) / 2).float().numpy()
+
+
+def _write_page(results: Results) -> None:
+    pictures = []
+    for task in results.settings["tasks"]:
+        path = results.folder / f"pictures_{task}.png"
+        if path.is_file():
+            pictures.append((f"{task}: the first image, with the best row of each method", path.read_bytes()))
+    text = page.render(results, pictures)
+    images.write_atomically(results.folder / "bench.html", text.encode())
