@@ -290,7 +290,8 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
     images = [torch.zeros_like(plan.inputs) for _ in range(3 if gradients else 1)]
     made = _Pieces(pool, buffers, Recording(False, graphs, prevented, 0))
     made.measured, made.denoised = torch.zeros_like(buffers.y), images[0]
-    made.direction, made.returned = images[-2], images[-1]
+    if gradients:
+        made.direction, made.returned = images[1:]
     made.bound = torch.zeros(plan.inputs.shape[0], dtype=plan.dtype, device=plan.device)
     own = (made.measured, made.bound, *images)
     bytes_of_pieces = sum(t.numel() * t.element_size() for t in own)
