@@ -1,6 +1,6 @@
 # make demo   restores a degraded photograph, from nothing: environment, build, run
 # make test   environment with the development tools, linters, tests
-# make test-gpu   the kernels on a CUDA device, also under compute-sanitizer; needs nvcc
+# make test-gpu   kernels and captured chains on a CUDA device, kernels also under compute-sanitizer; needs nvcc
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -26,7 +26,7 @@ test: lint
 
 test-gpu: $(VENV)/developed
 	$(BIN)/python -c 'import sys, torch, rmp_fast.cuda_ops as o; sys.exit(o.unavailable_reason(torch.device("cuda")))'
-	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py -k 'cuda or gpu'
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py tests/test_gpu_graphs.py -k 'cuda or gpu'
 	@for tool in memcheck racecheck; do if command -v compute-sanitizer >/dev/null; then \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral)'; \

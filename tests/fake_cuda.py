@@ -88,9 +88,11 @@ def main() -> None:
     def waits(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return x.cpu().to(x.device)
 
-    def gradients(outputs: torch.Tensor, inputs: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    def gradients(
+        outputs: torch.Tensor, inputs: torch.Tensor, *_: Any, create_graph: bool = False, **__: Any
+    ) -> tuple[torch.Tensor]:
         # Autograd's engine asks for a real device; what it runs lies where the forward pass lay.
-        return (torch.zeros_like(inputs, requires_grad=inputs.requires_grad),)
+        return (torch.zeros_like(inputs).requires_grad_(create_graph),)
 
     results = {}
     chains = [*CHAINS, ("denoising", {"prior": rmp.priors.from_denoiser(waits, 0.5, "waits")})]

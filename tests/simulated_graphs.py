@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -58,6 +58,7 @@ class _Graph:
 
     def replay(self) -> None:
         self.driver.log("replay", self.driver.current.name)
+        self.driver.before_replay()
         with torch.inference_mode():
             for one in self.driver.pools[self.pool]:
                 for *_, made in one.calls:
@@ -76,6 +77,7 @@ class Driver:
         self.calls: list[tuple[str, Any]] = []
         self.pools: dict[Any, list[_Graph]] = {}
         self.capturing = False
+        self.before_replay: Callable[[], None] = lambda: None
         self.current = _Stream(self, "callers")
         numbers = itertools.count()
         stand_ins = {
@@ -127,9 +129,9 @@ class Driver:
         try:
             with recorder:
                 yield
-        except BaseException:
+        except RuntimeError:
             # As torch does: its stream is left behind, and ending the capture fails too.
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         finally:
             self.capturing = False
         self.current = before

@@ -7,6 +7,7 @@ network cannot be recorded, the parts of the chain between its calls are.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -185,6 +186,15 @@ def _graph_of(pool: GraphPool, work: Callable[[], object]) -> torch.cuda.CUDAGra
     return graph
 
 
+def _recover(pool: GraphPool) -> None:
+    """End what some versions of torch leave begun when a capture fails: allocations go to the pool, none is freed."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None and pool.device.type == "cuda":
+        # Other versions have ended it, and say so.
+        with contextlib.suppress(RuntimeError):
+            end(pool.device.index, pool.handle)
+
+
 def _obstacle(pool: GraphPool, work: Callable[[], object]) -> str | None:
     """Run twice, so that libraries choose and load what they need; the first thing that a capture would trip over."""
     with Watch() as watch:
@@ -219,6 +229,7 @@ def _record_whole(plan: Plan, pool: GraphPool, buffers: _Buffers) -> Captured | 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        _recover(pool)
         # Ending a capture that went wrong fails too; what went wrong is the context of that.
         first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
         place = place_of(traceback.extract_tb(first.__traceback__))
@@ -290,7 +301,8 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
     images = [torch.zeros_like(plan.inputs) for _ in range(3 if gradients else 1)]
     made = _Pieces(pool, buffers, Recording(False, graphs, prevented, 0))
     made.measured, made.denoised = torch.zeros_like(buffers.y), images[0]
-    made.direction, made.returned = images[-2], images[-1]
+    if gradients:
+        made.direction, made.returned = images[1:]
     made.bound = torch.zeros(plan.inputs.shape[0], dtype=plan.dtype, device=plan.device)
     own = (made.measured, made.bound, *images)
     bytes_of_pieces = sum(t.numel() * t.element_size() for t in own)

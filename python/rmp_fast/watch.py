@@ -93,7 +93,7 @@ class Watch(Observer):
 
 def place_of(stack: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of ``stack`` outside torch, and where a network was called that of the network."""
-    lines = [f for f in stack if not f.filename.startswith((_TORCHS, "<"))]
+    lines = [f for f in stack if f.filename != __file__ and not f.filename.startswith((_TORCHS, "<"))]
     ours = [i for i, f in enumerate(lines) if f.filename.startswith(_OURS)]
     # What this package calls stands behind its first line, who calls it before.
     called = [f for f in lines[ours[0] :] if not f.filename.startswith(_OURS)] if ours else lines
