@@ -147,22 +147,22 @@ def _states() -> dict[str, bytes]:
 
 
 @functools.cache
-def corpus() -> tuple[tuple[Callable[[pathlib.Path], None], str, bytes], ...]:
-    """(reader, name, content) of every real file."""
+def corpus() -> dict[Callable[[pathlib.Path], None], dict[str, bytes]]:
+    """The real files of every reader, by name."""
     pictures, arrays = _pictures(), _arrays()
     presets = (pathlib.Path(images.__file__).parent / "presets" / "fashion.json").read_bytes()
     sidecar = {"schema": record.SCHEMA, "settings_hash": "a", "input": {"sha256": "b"}, "output": {"file": "x.png"}}
-    both = [(reader, name, data) for reader in (_mask, _kernel) for name, data in (pictures | arrays).items()]
-    return (
-        *((_image, name, data) for name, data in pictures.items()),
-        *both,
-        *((_upload, name, data) for name, data in (pictures | arrays).items() if name.endswith(("png", "jpg", "npy"))),
-        *((_weights, name, data) for name, data in _states().items()),
-        (_maps, "maps.npy", arrays["maps.npy"]),
-        (_presets, "presets.json", presets[:2000]),
-        (_presets, "small.json", b'{"sr4": {"40": {"start": "zero"}}}'),
-        (_sidecar, "x.json", json.dumps(sidecar).encode()),
-    )
+    uploads = {name: data for name, data in (pictures | arrays).items() if name.endswith(("png", "jpg", "npy"))}
+    return {
+        _image: pictures,
+        _mask: pictures | arrays,
+        _kernel: pictures | arrays,
+        _maps: {"maps.npy": arrays["maps.npy"]},
+        _upload: uploads,
+        _weights: _states(),
+        _presets: {"presets.json": presets, "small.json": b'{"sr4": {"40": {"start": "zero"}}}'},
+        _sidecar: {"x.json": json.dumps(sidecar).encode()},
+    }
 
 
 def mutated(choices: Choices, data: bytes) -> bytes:
@@ -189,9 +189,10 @@ def mutated(choices: Choices, data: bytes) -> bytes:
 
 def call(choices: Choices, folder: pathlib.Path) -> str:
     """One mutated file through its reader; returns the reader, the file and whether it was taken."""
-    reader, name, data = pick(choices, corpus())
+    reader = pick(choices, tuple(corpus()))
+    name = pick(choices, tuple(corpus()[reader]))
     path = folder / name
-    path.write_bytes(mutated(choices, data))
+    path.write_bytes(mutated(choices, corpus()[reader][name]))
     try:
         reader(path)
         outcome = "read"
