@@ -20,6 +20,7 @@ import torch
 from rmp_fast import _core, images
 from rmp_fast.cli import record, tasks, tune
 from rmp_fast.cli.usage import UsageError
+from rmp_fast.priors.files import read_state
 
 RUN = pathlib.Path(__file__).parent / "fuzz" / "run.py"
 
@@ -37,7 +38,7 @@ def test_nothing_crashes(target, examples):
     names = {name.split()[0] for name in outcomes}
     fitting = {name.split()[0] for name in outcomes if name.endswith(("worked", "read"))}
     assert fitting == names
-    assert len(names) == {"core": 8, "files": 5}[target]
+    assert len(names) == {"core": 8, "files": 8}[target]
 
 
 @pytest.mark.parametrize("header", [b"{'descr': '<f8', 'shape': (3,", b"\0" * 20, b"(" * 300, b"{'descr': '<f8'}"])
@@ -45,7 +46,7 @@ def test_a_broken_array_header_is_refused_with_the_files_name(tmp_path, header):
     path = tmp_path / "kernel.npy"
     path.write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header)
     with pytest.raises(UsageError, match=re.escape(f"`--kernel` {path}: cannot be read as an array of numbers")):
-        tasks._read_kernel(path)
+        tasks._read_kernel(path, False)
 
 
 def test_an_archive_is_no_array(tmp_path):
@@ -57,6 +58,14 @@ def test_an_archive_is_no_array(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UsageError, match="cannot be read as an array of numbers"):
         tasks._read_mask(path, False)
+
+
+@pytest.mark.parametrize("damage", [b"", b"q", b"\x80\x02q", b"\x80\x02K"])
+def test_a_damaged_torch_file_is_refused_with_its_name(tmp_path, damage):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match=re.escape(f"`path` {path}")):
+        read_state(path)
 
 
 def test_json_without_end_is_refused(tmp_path):
@@ -79,6 +88,16 @@ def test_a_tiff_that_promises_gigapixels_is_refused_before_it_is_decoded(tmp_pat
     for reader in (images.probe, images.read):
         with pytest.raises(images.ImageError, match="it has 1048576 x 1048576 pixels, more than"):
             reader(path)
+
+
+def test_a_header_that_disagrees_with_the_pixels_is_refused(tmp_path, monkeypatch):
+    """As in a damaged TIFF whose planes are told to lie otherwise than they do."""
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, np.zeros((3, 5, 4), np.uint16), photometric="rgb", planarconfig="separate", metadata=None)
+    assert images.read(path).pixels.shape == images.probe(path).shape == (3, 5, 4)
+    monkeypatch.setattr(images, "probe", lambda _: images.ImageHeader((1, 5, 4), 16))
+    with pytest.raises(images.ImageError, match=re.escape("its header promises (1, 5, 4) with 16 bits")):
+        images.read(path)
 
 
 @pytest.mark.parametrize("factor", [2**63 - 1, 2**62])

@@ -14,10 +14,12 @@ import pathlib
 import sys
 import warnings
 
+import numpy as np
 import torch
 
 from . import presets, priors, schedules
 from ._checks import check_count
+from ._optional import optional
 from .priors import NetworkPrior
 
 __all__ = ["main", "to_csv", "to_onnx"]
@@ -38,18 +40,14 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
         the largest relative difference to torch that ONNX Runtime showed, over noise levels from 0.02 to 50.
 
     Raises:
-        ValueError: a prior that takes any number of channels.
-        RuntimeError: a package is missing, or the two differ by more than float32 rounding; no file is left then.
+        ImportError: a package of the extra ``onnx`` is missing.
+        ValueError: an empty size, or a prior for any number of channels.
+        RuntimeError: the two differ by more than float32 rounding; no file is left then.
     """
-    try:
-        import numpy as np
-        import onnxruntime
-        import onnxscript  # noqa: F401  (what torch exports with)
-    except ImportError as error:
-        raise RuntimeError(f"the export needs {error.name}: pip install 'rmp_fast[onnx]'") from error
-    height, width = (check_count("size", n) for n in size)
+    runtime, _ = (optional(package, "onnx", "the export") for package in ("onnxruntime", "onnxscript"))
     if prior.network_channels is None:
-        raise ValueError("`prior` must have a fixed number of channels, got one that takes any")
+        raise ValueError(f"`prior` {prior.name!r} must say how many channels its images have")
+    height, width = (check_count("size", n) for n in size)
     path = pathlib.Path(path)
     generator = torch.Generator().manual_seed(0)
     s = torch.logspace(-1.7, 1.7, 3)
@@ -65,7 +63,7 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
         )  # fmt: skip
     assert program is not None  # what torch.onnx.export promises with dynamo=True
     program.save(str(path), external_data=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
     for items in (3, 1):
         (found,) = session.run(None, {"x": x[:items].numpy(), "s": s[:items].numpy()})

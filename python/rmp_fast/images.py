@@ -106,15 +106,15 @@ def read(source: pathlib.Path | bytes | BinaryIO) -> ImageFile:
         ImageError: the file is unreadable, truncated, or neither 8 nor 16 bit.
     """
     with _opened(source) as file:
-        head = _head(file)
-        if _is_deep_png(head):
-            return _read_deep_png(file)
-        if _is_tiff(head):
-            with tifffile.TiffFile(file) as tiff:
-                if _first_page(tiff).bitspersample == 16:
-                    return _read_deep_tiff(tiff)
-            file.seek(0)
-        return _read_shallow(file)
+        found = _decoded_file(file)
+        promised = probe(source)
+        # Damage can leave a header that two decoders understand differently.
+        if (found.pixels.shape, found.depth) != (promised.shape, promised.depth):
+            raise ValueError(
+                f"its header promises {promised.shape} with {promised.depth} bits, its pixels are {found.pixels.shape} "
+                f"with {found.depth} bits"
+            )
+        return found
 
 
 def quantise(pixels: NDArray[Any], depth: int) -> NDArray[Any]:
@@ -183,6 +183,18 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _decoded_file(file: BinaryIO) -> ImageFile:
+    head = _head(file)
+    if _is_deep_png(head):
+        return _read_deep_png(file)
+    if _is_tiff(head):
+        with tifffile.TiffFile(file) as tiff:
+            if _first_page(tiff).bitspersample == 16:
+                return _read_deep_tiff(tiff)
+        file.seek(0)
+    return _read_shallow(file)
 
 
 def _read_shallow(file: BinaryIO) -> ImageFile:

@@ -14,28 +14,30 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import tifffile
+import torch
 from choices import Choices, pick
 from PIL import Image
 
 from rmp_fast import images
 from rmp_fast.cli import record, tasks, tune
 from rmp_fast.cli.usage import UsageError
+from rmp_fast.priors.files import read_state
+from rmp_fast.serving import decode
+from rmp_fast.serving.refusals import RequestError
 
-REFUSALS = (images.ImageError, UsageError)
+#: UsageError and ImageError among them.
+REFUSALS = (ValueError,)
 
 
 def _image(path: pathlib.Path) -> None:
-    try:
-        header = images.probe(path)
-    except images.ImageError:
-        header = None
-    found = images.read(path)
+    found, header = images.read(path), images.probe(path)
     assert (found.pixels.ndim, found.pixels.dtype) == (3, np.float32)
     assert found.pixels.shape[0] in (1, 3)
     assert found.depth in (8, 16)
     assert bool(((found.pixels >= 0) & (found.pixels <= 1)).all())
-    assert header is None or (header.shape, header.depth) == (found.pixels.shape, found.depth), header
+    assert (header.shape, header.depth) == (found.pixels.shape, found.depth), header
 
 
 def _mask(path: pathlib.Path) -> None:
@@ -45,10 +47,33 @@ def _mask(path: pathlib.Path) -> None:
 
 
 def _kernel(path: pathlib.Path) -> None:
-    kernel = tasks._read_kernel(path)
-    assert kernel.ndim == 2
+    kernel = tasks._read_kernel(path, varies=True)
+    assert kernel.ndim in (2, 4)
     assert kernel.size
     assert np.isfinite(kernel).all()
+
+
+def _maps(path: pathlib.Path) -> None:
+    assert tasks._read_maps(path).ndim == 3
+
+
+def _weights(path: pathlib.Path) -> None:
+    state = read_state(path)
+    assert all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+
+
+def _upload(path: pathlib.Path) -> None:
+    """What the service decodes, names the field and never the file."""
+    data = path.read_bytes()
+    try:
+        if decode.is_array("image", data):
+            assert decode.array("image", data, 10_000).ndim in (1, 2, 3)
+        else:
+            assert decode.picture("image", data, 10_000).pixels.size <= 3 * 10_000
+    except RequestError as error:
+        if not 400 <= error.status < 500:
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _presets(path: pathlib.Path) -> None:
@@ -98,8 +123,14 @@ def _pictures() -> dict[str, bytes]:
 
 def _arrays() -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    for name, array in {"mask.npy": np.eye(5) > 0, "kernel.npy": np.ones((3, 5)), "cube.npy": np.ones((3, 4, 4), "f4"),
-                        "order.npy": np.asfortranarray(np.ones((4, 3), np.int16))}.items():  # fmt: skip
+    made = {
+        "mask.npy": np.eye(5) > 0,
+        "kernel.npy": np.ones((3, 5)),
+        "cube.npy": np.ones((3, 4, 4), "f4"),
+        "maps.npy": np.ones((2, 4, 4), "c8"),
+        "order.npy": np.asfortranarray(np.ones((4, 3), np.int16)),
+    }
+    for name, array in made.items():
         stream = io.BytesIO()
         np.save(stream, array)
         files[name] = stream.getvalue()
@@ -108,20 +139,30 @@ def _arrays() -> dict[str, bytes]:
     return {**files, "zip.npy": stream.getvalue()}
 
 
+def _states() -> dict[str, bytes]:
+    state = {"weight": torch.ones(2, 3), "bias": torch.zeros(3)}
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return {"state.safetensors": safetensors.torch.save(state), "state.pt": stream.getvalue()}
+
+
 @functools.cache
-def corpus() -> tuple[tuple[Callable[[pathlib.Path], None], str, bytes], ...]:
-    """(reader, name, content) of every real file."""
+def corpus() -> dict[Callable[[pathlib.Path], None], dict[str, bytes]]:
+    """The real files of every reader, by name."""
     pictures, arrays = _pictures(), _arrays()
     presets = (pathlib.Path(images.__file__).parent / "presets" / "fashion.json").read_bytes()
     sidecar = {"schema": record.SCHEMA, "settings_hash": "a", "input": {"sha256": "b"}, "output": {"file": "x.png"}}
-    both = [(reader, name, data) for reader in (_mask, _kernel) for name, data in (pictures | arrays).items()]
-    return (
-        *((_image, name, data) for name, data in pictures.items()),
-        *both,
-        (_presets, "presets.json", presets[:2000]),
-        (_presets, "small.json", b'{"sr4": {"40": {"start": "zero"}}}'),
-        (_sidecar, "x.json", json.dumps(sidecar).encode()),
-    )
+    uploads = {name: data for name, data in (pictures | arrays).items() if name.endswith(("png", "jpg", "npy"))}
+    return {
+        _image: pictures,
+        _mask: pictures | arrays,
+        _kernel: pictures | arrays,
+        _maps: {"maps.npy": arrays["maps.npy"]},
+        _upload: uploads,
+        _weights: _states(),
+        _presets: {"presets.json": presets, "small.json": b'{"sr4": {"40": {"start": "zero"}}}'},
+        _sidecar: {"x.json": json.dumps(sidecar).encode()},
+    }
 
 
 def mutated(choices: Choices, data: bytes) -> bytes:
@@ -148,9 +189,10 @@ def mutated(choices: Choices, data: bytes) -> bytes:
 
 def call(choices: Choices, folder: pathlib.Path) -> str:
     """One mutated file through its reader; returns the reader, the file and whether it was taken."""
-    reader, name, data = pick(choices, corpus())
+    reader = pick(choices, tuple(corpus()))
+    name = pick(choices, tuple(corpus()[reader]))
     path = folder / name
-    path.write_bytes(mutated(choices, data))
+    path.write_bytes(mutated(choices, corpus()[reader][name]))
     try:
         reader(path)
         outcome = "read"

@@ -64,7 +64,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, Tensor]:
             f"`path` {file} holds more than weights, or is damaged, and is not loaded, because that could run code; "
             "load it with the program that wrote it and save the network's state_dict()"
         ) from cause
-    except (RuntimeError, EOFError, OSError) as cause:
+    except Exception as cause:  # damage makes torch's reader raise whatever its parts do, IndexError among it
         raise ValueError(f"`path` {file} cannot be read as a torch file: {cause}") from cause
     for inner in ("state_dict", "model"):
         if isinstance(held, Mapping) and isinstance(held.get(inner), Mapping):
