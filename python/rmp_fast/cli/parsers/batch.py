@@ -14,7 +14,7 @@ examples:
     rmp-fast batch --input scans --operator gaussian_deblur --blur-std 1.5 --noise-std 0.02 --output restored
   a table of images with a mask and a noise level each, from and to a store, on a cluster:
     rmp-fast batch --input s3://bucket/images.parquet --operator inpainting --output s3://bucket/restored \\
-      --address ray://head:10001
+      --address head:6379
 
 --input manifest: a .parquet file, one row per image, with the columns
   path                 of the image; relative ones from the manifest's folder
