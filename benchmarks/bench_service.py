@@ -200,7 +200,7 @@ def verify(answered: list[tuple[Asked, httpx.Response, float]], samples: int) ->
 
 
 def latency(url: str, repeats: int) -> None:
-    """One warm request at a time: in turns through Ray, through the same application without Ray, and direct."""
+    """One warm request at a time: in turns over HTTP, through the same application in this process, and direct."""
     asked = Asked("sr4", (32, 32), 1)
     direct = Direct()
     plan, y, seeds = direct.plan(asked, 1), torch.from_numpy(asked.y)[None], torch.tensor([asked.seed])
@@ -217,27 +217,27 @@ def latency(url: str, repeats: int) -> None:
         return result
 
     expected = plan.execute(y, seeds=seeds).mean[0].numpy()
-    # As large a request, read to its end and refused: what a hop with a body costs without any chain.
     refused = form({"noise_std": "0.05"}, {"image": npy(asked.y)})
     with httpx.Client(timeout=60) as http:
         for _ in range(repeats):
             timed("direct", lambda: plan.execute(y, seeds=seeds))
             answers = [
-                timed("http, Ray", lambda: http.post(f"{url}/v1/reconstruct", files=asked.form())),
-                timed("no Ray", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=asked.form()))),
+                timed("http", lambda: http.post(f"{url}/v1/reconstruct", files=asked.form())),
+                timed("no http", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=asked.form()))),
             ]
-            timed("GET, Ray", lambda: http.get(f"{url}/healthz"))
-            timed("refused, Ray", lambda: http.post(f"{url}/v1/reconstruct", files=refused))
-            timed("refused, no Ray", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=refused)))
-            for name, answer in zip(("chain in Ray", "chain, no Ray"), answers, strict=True):
+            timed("GET", lambda: http.get(f"{url}/healthz"))
+            # As large a request, read to its end and refused: what a hop with a body costs without any chain.
+            timed("refused", lambda: http.post(f"{url}/v1/reconstruct", files=refused))
+            timed("refused, no http", lambda: loop.run_until_complete(bare.post("/v1/reconstruct", files=refused)))
+            for name, answer in zip(("chain", "chain, no http"), answers, strict=True):
                 assert (np.load(io.BytesIO(answer.content)) == expected).all()
                 times[name].append(float(answer.headers["server-timing"].rpartition("=")[2]) / 1e3)
     local.close()
     medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         low, high = np.percentile(values, (5, 95)) * 1e3
-        print(f"{name:15s} p50 {medians[name]:8.2f} ms   p5 {low:8.2f}   p95 {high:8.2f}")
-    for name, chain in (("http, Ray", "chain in Ray"), ("no Ray", "chain, no Ray")):
+        print(f"{name:16s} p50 {medians[name]:8.2f} ms   p5 {low:8.2f}   p95 {high:8.2f}")
+    for name, chain in (("http", "chain"), ("no http", "chain, no http")):
         beyond = [1e3 * (a - b) for a, b in zip(times[name], times[chain], strict=True)]
         print(f"{name}: beyond the direct call at p50 {medians[name] - medians['direct']:.2f} ms; "
               f"beyond its own chain at p50 {statistics.median(beyond):.2f} ms")  # fmt: skip
@@ -279,12 +279,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--exact", type=int, default=100, help="answers compared bit for bit")
+    parser.add_argument("--direct", action="store_true", help="the service without Ray")
     parser.add_argument("--repeats", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     warm = [f"{task}:1x32x32" + (":blur_std=2" if task == "gaussian_deblur" else "") for task in TASKS]
-    with service(["--threads", "1", "--warm", *warm]) as (url, process):
+    arguments = ["--threads", "1", *(["--direct"] if options.direct else []), "--warm", *warm]
+    with service(arguments) as (url, process):
         if options.part in ("latency", "all"):
             latency(url, options.repeats)
         answered = load(url, options.clients, options.requests) if options.part in ("load", "all") else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import io
 import os
@@ -33,23 +34,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+@contextlib.contextmanager
+def started(folder: pathlib.Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     pytest.importorskip("ray.serve", reason="the extra [ray] brings it")
     port = free_port()
     # pytest's own folder has too long a path for Ray's sockets; TMPDIR is where the command makes its folder.
     environment = os.environ | {"TMPDIR": "/tmp"}
-    command = [sys.executable, "-m", "rmp_fast.cli", "serve", "--port", str(port), *OPTIONS]
-    errors = (tmp_path_factory.mktemp("serve") / "stderr").open("w+")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-    said = process.stdout.readline()
-    if not said.startswith("ready after"):
-        errors.seek(0)
-        pytest.fail(f"the service did not start: {said}{errors.read()[-4000:]}")
-    assert said.endswith(f"listening on http://127.0.0.1:{port}\n")
-    yield f"http://127.0.0.1:{port}", process
-    process.kill()
-    errors.close()
+    command = [sys.executable, "-m", "rmp_fast.cli", "serve", "--port", str(port), *OPTIONS, *options]
+    with (folder / "stderr").open("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        said = process.stdout.readline()
+        if not said.startswith("ready after"):
+            errors.seek(0)
+            pytest.fail(f"the service did not start: {said}{errors.read()[-4000:]}")
+        assert said.endswith(f"listening on http://127.0.0.1:{port}\n")
+        yield f"http://127.0.0.1:{port}", process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with started(tmp_path_factory.mktemp("serve")) as running:
+        yield running
 
 
 def form(fields: dict[str, str], files: dict[str, bytes]) -> list[Any]:
@@ -115,6 +121,12 @@ def test_a_signal_finishes_what_was_accepted(service: tuple[str, subprocess.Pope
     folder = pathlib.Path(ray_folder(process.pid))
     assert folder.is_dir()
     children = descendants(process.pid)
+    stop_while_a_chain_runs(url, process)
+    assert not folder.exists()
+    assert [pid for pid in children if pathlib.Path(f"/proc/{pid}/exe").exists()] == []
+
+
+def stop_while_a_chain_runs(url: str, process: subprocess.Popen[str]) -> None:
     fields = {"operator": "denoise", "noise_std": "0.05"}  # a shape that is not warm, and large: a second or more
     files = {"image": npy(grey(384, 384))}
     with concurrent.futures.ThreadPoolExecutor(1) as clients, httpx.Client(timeout=60) as http:
@@ -129,8 +141,19 @@ def test_a_signal_finishes_what_was_accepted(service: tuple[str, subprocess.Pope
     assert process.wait(60) == 0
     said = [line for line in rest.splitlines() if "\x1b" not in line]  # Ray's own words come in colour
     assert said == ["stopping: new requests are refused, those accepted are finished", "stopped"]
-    assert not folder.exists()
-    assert [pid for pid in children if pathlib.Path(f"/proc/{pid}/exe").exists()] == []
+
+
+def test_without_ray_the_same_answers_and_the_same_end(tmp_path: pathlib.Path) -> None:
+    with started(tmp_path, "--direct") as (url, process):
+        y = grey()
+        fields = {"operator": "sr4", "noise_std": "0.05", "seed": "3", "format": "npy"}
+        response = httpx.post(f"{url}/v1/reconstruct", files=form(fields, {"image": npy(y)}), timeout=60)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        np.testing.assert_array_equal(np.load(io.BytesIO(response.content)), direct(y, 3, 1, 0))
+        torch.set_num_threads(threads)
+        assert descendants(process.pid) == []
+        stop_while_a_chain_runs(url, process)
 
 
 def ray_folder(pid: int) -> str:
@@ -149,6 +172,8 @@ def ray_folder(pid: int) -> str:
         (["--replicas", "-1"], "`--replicas` must be at least 1, got -1"),
         (["--drain", "nan"], "`--drain` must be a number > 0, got nan"),
         (["--temp-dir", "/tmp/" + "x" * 60], "`--temp-dir` must be a path of at most 60 characters"),
+        (["--direct", "--replicas", "2"], "`--direct` is one process without files"),
+        (["--direct", "--warm", "blur:1x8x8"], "`warm` blur: `kernel` must be given for blur"),
         (["--prior", "foto"], "`priors` must be one of 'fashion', 'photo', got 'foto'; did you mean 'photo'"),
         (["--batch", "0"], "`batch` must be at least 1, got 0"),
         (["--warm", "sr4"], "`warm` must be OPERATOR:CxHxW"),

@@ -31,11 +31,12 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"`--{name}` must be at least 1, got {value}")
     if not 0 < options.drain < float("inf"):
         raise UsageError(f"`--drain` must be a number > 0, got {options.drain}")
+    if options.direct and (options.replicas > 1 or options.temp_dir is not None):
+        raise UsageError("`--direct` is one process without files; it excludes `--replicas` and `--temp-dir`")
     if options.temp_dir is not None and len(str(options.temp_dir.resolve())) > _LONGEST_PATH:
         raise UsageError(f"`--temp-dir` must be a path of at most {_LONGEST_PATH} characters, got {options.temp_dir}")
     _check_free(options.host, options.port)
-    from ..serving import Config, parse_warm
-    from ..serving.local import run as serve
+    from ..serving import Config, direct, local, parse_warm
 
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
     names = ("batch", "queue", "max_bytes", "max_pixels", "deadline", "longest_deadline", "backend", "device")
@@ -50,10 +51,18 @@ def run(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    folder = None if options.temp_dir is None else options.temp_dir.resolve()
-    done = serve(
-        config, options.host, options.port, options.replicas, options.drain, folder, lambda s: print(s, flush=True)
-    )
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if options.direct:
+        try:
+            done = direct.run(config, options.host, options.port, options.drain, say)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    else:
+        folder = None if options.temp_dir is None else options.temp_dir.resolve()
+        done = local.run(config, options.host, options.port, options.replicas, options.drain, folder, say)
     return 0 if done else 1
 
 

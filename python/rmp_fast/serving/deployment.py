@@ -9,11 +9,11 @@ from typing import Any
 
 from .config import Config
 
-__all__ = ["deployment", "require_ray"]
+__all__ = ["MARGIN", "deployment", "require_ray"]
 
 # Requests of a replica beyond its queue and batch: questions of health, and those that it refuses in its own words,
 # where Ray would only say that it is busy.
-_MARGIN = 128
+MARGIN = 128
 
 
 def require_ray() -> None:
@@ -61,7 +61,7 @@ def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) 
     options = serve.deployment(
         name="rmp-fast",
         num_replicas=replicas,
-        max_ongoing_requests=config.queue + config.batch + _MARGIN,
+        max_ongoing_requests=config.queue + config.batch + MARGIN,
         max_queued_requests=config.queue,
         graceful_shutdown_timeout_s=drain_seconds,
         graceful_shutdown_wait_loop_s=0.1,
