@@ -140,8 +140,8 @@ def _head(results: Results) -> str:
     settings, where = results.settings, results.environment
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
     lead = (
-        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} "
-        f"pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the "
+        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, "
+        f"{settings['size']} pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the "
         "same network, measurements and threads; methods take turns; results are checked before the clock runs."
     )
     partial = (
@@ -263,8 +263,8 @@ def _roofline(results: Results) -> str:
     data: dict[str, Any] = results.extras["roofline"]
     svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gops"])
     caption = (
-        "A kernel on the slope moves its bytes as fast as a plain copy does (the line is the median of copies of their sizes; "
-        "in a cache some are faster); on the flat, arithmetic limits it."
+        "A kernel on the slope moves its bytes as fast as a plain copy does (the line is the median of copies of their "
+        "sizes; in a cache some are faster); on the flat, arithmetic limits it."
     )
     content = _figure(svg, caption) + _command(results.command, "roofline")
     return _section("Roofline of the kernels", "What bounds each kernel of ours.", content)

@@ -141,7 +141,8 @@ class Bench:
         }
         asked = {
             "tasks": tasks, "prior": options.prior, "noise_std": options.noise_std, "seed": options.seed,
-            "images": [image.name for image in self.clean], "size": "×".join(map(str, shape[1:])), "quick": options.quick, "budget": self.budget,
+            "images": [image.name for image in self.clean], "size": "×".join(map(str, shape[1:])),
+            "quick": options.quick, "budget": self.budget,
             "operators": {task: repr(p.op) for task, p in self.problems.items()},
         }  # fmt: skip
         self.results = Results(options.out, _command(options), asked, environment)
