@@ -141,8 +141,9 @@ def _head(results: Results) -> str:
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
     lead = (
         f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, "
-        f"{settings['size']} pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the "
-        "same network, measurements and threads; methods take turns; results are checked before the clock runs."
+        f"{settings['size']} pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every "
+        "method has the same network, measurements and threads; methods take turns; results are checked before the clock "
+        "runs."
     )
     partial = (
         '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
