@@ -139,11 +139,11 @@ def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
 def _head(results: Results) -> str:
     settings, where = results.settings, results.environment
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
+    tasks, noise = _e(", ".join(settings["tasks"])), f"{settings['noise_std']:g}"
     lead = (
-        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, "
-        f"{settings['size']} pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every "
-        "method has the same network, measurements and threads; methods take turns; results are checked before the clock "
-        "runs."
+        f"Posterior means of {tasks} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} pixels, noise "
+        f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same network, measurements and "
+        "threads; methods take turns; results are checked before the clock runs."
     )
     partial = (
         '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
