@@ -101,8 +101,8 @@ def _response(kernel: Tensor, height: int, width: int) -> Tensor:
     rows = (torch.arange(kernel.shape[0]) - kernel.shape[0] // 2) % height
     columns = (torch.arange(kernel.shape[1]) - kernel.shape[1] // 2) % width
     wrapped.index_put_((rows[:, None], columns[None, :]), kernel, accumulate=True)
-    transfer: Tensor = torch.fft.rfft2(wrapped)
-    return transfer.to(torch.complex64)
+    response: Tensor = torch.fft.rfft2(wrapped)
+    return response.to(torch.complex64)
 
 
 def _mirrored(x: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ def render(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
         pictures: a caption and a PNG of restorations for each task.
     """
     command = results.command
-    body = [_head(results), _pareto(results, command)]
+    body = [_head(results)]
+    if results.of("quality"):
+        body.append(_pareto(results, command))
     if results.of("batch"):
         body.append(_batch(results, command))
     quality = results.of("quality")
@@ -80,7 +82,9 @@ def render(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
             for caption, data in pictures
         )
         body.append(_section("Pictures", "", shown + _command(command, "quality")))
-    body += [_rows(results), _left_out(results), _environment(results)]
+    if results.rows:
+        body.append(_rows(results))
+    body += [_left_out(results), _environment(results)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -134,12 +138,12 @@ def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 def _head(results: Results) -> str:
     settings, where = results.settings, results.environment
-    size = next((f"{r.height}×{r.width}" for r in results.rows.values()), "")
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
+    tasks, noise = _e(", ".join(settings["tasks"])), f"{settings['noise_std']:g}"
     lead = (
-        f"Posterior means of {_e(', '.join(settings['tasks']))} with the <b>{_e(settings['prior'])}</b> prior, {size} "
-        f"pixels, noise {settings['noise_std']:g} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the "
-        "same network, measurements and threads; methods take turns; results are checked before the clock runs."
+        f"Posterior means of {tasks} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} pixels, noise "
+        f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same network, measurements and "
+        "threads; methods take turns; results are checked before the clock runs."
     )
     partial = (
         '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
@@ -181,8 +185,6 @@ def _cards(results: Results) -> str:
 
 def _pareto(results: Results, command: str) -> str:
     rows = results.of("quality")
-    if not rows:
-        return _section("Time against quality", "Not measured in this run.", "")
     images = rows[0].batch
     caption = (
         "Up and to the left is better. The number at a mark is its evaluations of the network (samples × evaluations "
@@ -261,7 +263,10 @@ def _scaling(results: Results, command: str) -> str:
 def _roofline(results: Results) -> str:
     data: dict[str, Any] = results.extras["roofline"]
     svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gops"])
-    caption = "A kernel on the slope moves its bytes as fast as a plain copy does; on the flat, arithmetic limits it."
+    caption = (
+        "A kernel on the slope moves its bytes as fast as a plain copy does (the line is the median of copies of their "
+        "sizes; in a cache some are faster); on the flat, arithmetic limits it."
+    )
     content = _figure(svg, caption) + _command(results.command, "roofline")
     return _section("Roofline of the kernels", "What bounds each kernel of ours.", content)
 

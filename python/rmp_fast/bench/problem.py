@@ -66,7 +66,7 @@ def network_rounding(prior: Prior, shape: tuple[int, ...], seed: int = 0) -> flo
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(prior.network).double()
     worst = 0.0
-    channels = prior.network_channels or shape[1]
+    channels = shape[1] if prior.network_channels is None else prior.network_channels
     for batch, level in itertools.product((1, 2), (0.1, 1.0, 10.0)):
         x = level * torch.randn(batch, channels, *shape[2:], generator=generator)
         s = torch.full((batch,), level)
