@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import baselines, operators, presets, priors, schedules
     from .cache import PlanCache
-    from .plan import Estimate, Plan, reconstruct
+    from .plan import Estimate, Plan
+    from .reconstruction import reconstruct
 
 __version__ = "0.1.0"
 __all__ = ["Estimate", "Plan", "PlanCache", "baselines", "operators", "presets", "priors", "reconstruct", "schedules"]
 
-_FROM_PLAN = ("Estimate", "Plan", "reconstruct")
+_MODULES = {"Estimate": "execution", "Plan": "plan", "PlanCache": "cache", "reconstruct": "reconstruction"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_PLAN:
-        return getattr(importlib.import_module(".plan", __name__), name)
-    if name == "PlanCache":
-        return importlib.import_module(".cache", __name__).PlanCache
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     if name == "_core":
         # First, so that the extension finds torch's OpenMP runtime and shares its threads.
         importlib.import_module("torch")

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ._optional import optional
 from .operators import from_deepinv
-from .plan import Estimate, reconstruct
+from .plan import Estimate
 from .priors import Prior
 from .priors import from_deepinv as prior_from_deepinv
+from .reconstruction import reconstruct
 
 __all__ = ["RMP"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import loop, reference
+from . import engine, loop, reference
 from .guidance import GRADIENTS
 from .operators import LinearOperator
 from .operators.forms import condition
@@ -130,11 +130,20 @@ def run(plan: Plan, y: Tensor, seeds: Tensor, mean: Tensor, progress: Progress |
     """Run the chain on checked arguments; ``mean`` receives the result, in the caller's range."""
     stats, tally = _stats(plan), Tally(plan.evaluations, progress)
     conditioned = condition_prior(plan, y) if plan.guidance == "exact" else None
-    result, variance = chains(plan, y, seeds, conditioned, stats, tally)
-    mean.copy_(result)
+
+    def result(told: Stats, counted: Tally) -> engine.Result:
+        estimate, variance = chains(plan, y, seeds, conditioned, told, counted)
+        return estimate, variance, plan.ok.bool()
+
+    found = result(stats, tally)
+    if not tally.stopped:
+        found = engine.settle(
+            plan.network, found, lambda: result(no_stats(), Tally(plan.evaluations)), 2 * plan.half, stats
+        )
+    mean.copy_(found[0])
     if plan.conditioning.solves and plan.backend != "reference":
         stats["solve_residual"] = float(plan.conditioning.solve_residual.max())
-    return Estimate(mean, variance, plan.ok.bool(), stats | counts(plan, tally))
+    return Estimate(mean, found[1], found[2], stats | counts(plan, tally))
 
 
 def no_stats() -> Stats:
@@ -144,7 +153,7 @@ def no_stats() -> Stats:
 
 
 def _stats(plan: Plan) -> Stats:
-    return no_stats() | {"buffer_bytes": plan.buffer_bytes, "graph_launches": 0}
+    return no_stats() | engine.stats_of(plan.network) | {"buffer_bytes": plan.buffer_bytes, "graph_launches": 0}
 
 
 def counts(plan: Plan, tally: Tally) -> Stats:
@@ -242,7 +251,7 @@ def prepare(plan: Plan, measured: Tensor) -> None:
 
 def chain_prior(plan: Plan, conditioned: Conditioned | None) -> Prior:
     """Whose D the looks of the chain see."""
-    return plan.prior if conditioned is None else conditioned.repeat(plan.copies)
+    return plan.network if conditioned is None else conditioned.repeat(plan.copies)
 
 
 def _first_mean(plan: Plan, measured: Tensor) -> Tensor:
@@ -257,7 +266,7 @@ def _spread(
 ) -> Tensor:
     started = time.perf_counter()
     levels = torch.full((plan.shape[0],), plan.spread_level, dtype=mean.dtype, device=plan.device)
-    prior = plan.prior if conditioned is None else conditioned
+    prior = plan.network if conditioned is None else conditioned
 
     def conditioned_image(d: Tensor, r2: Tensor) -> Tensor:
         if conditioned is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import execution
+from . import engine, execution
 from .execution import Estimate, Progress, Stats, Tally, Turns
 from .priors.gaussian import Conditioned
 from .watch import Watch, place_of
@@ -83,6 +83,8 @@ def refusal(plan: Plan) -> str | None:
         return "the backend 'reference' computes step by step on the host; use backend='auto'"
     if plan.shape[0] == 0:
         return "an empty batch has no work to record"
+    if not engine.is_settled(plan.network):
+        return "its first execution in bfloat16, which float32 judges, is still to come; execute it once before"
     return None
 
 

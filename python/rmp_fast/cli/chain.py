@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import backends, images, metrics, operators, presets, schedules
+from .. import backends, engine, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
-from ..priors import NetworkPrior
+from ..priors import NetworkPrior, Prior
+from ..reconstruction import automatic_tile
+from ..tiling import Tiled, check_sizes
 from . import degrade, record
 from .arrays import ArrayFile
 from .prior import open_prior
-from .tasks import TASKS, Settings, derive_seed
+from .tasks import TASKS, Settings, choice, derive_seed
 from .usage import UsageError
 
 __all__ = ["Chain", "Outcome", "from_starts"]
@@ -77,7 +79,7 @@ def from_starts(
         return runs[-1].mean
 
     best = operators.best_of_starts(op, y, image, starts, seeds)
-    summed = {key: value for key, value in runs[0].stats.items() if "evaluations" in key or "seconds" in key}
+    summed = {key for key in runs[0].stats if "evaluations" in key or "seconds" in key} - {"compile_seconds"}
     stats = runs[0].stats | {key: sum(one.stats[key] for one in runs) for key in summed}
     return Estimate(best.image, None, best.residual.isfinite(), stats)
 
@@ -102,6 +104,8 @@ class Chain:
         device: str = "cpu",
         prior: NetworkPrior | None = None,
     ) -> None:
+        choice("--precision", options.precision, engine.PRECISIONS)
+        self._tile = _tile(options.tile)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         try:
@@ -265,6 +269,9 @@ class Chain:
             "backend": self.settings["backend"],
             "batch_size": batch_size,
             "threads": torch.get_num_threads(),
+            "tile": self._plan.prior.tile if self._plan and isinstance(self._plan.prior, Tiled) else "none",
+            "compile": options.compile,
+            "precision": options.precision,
             "format": options.format,
             "no_panel": options.no_panel,
             "force": True,
@@ -285,6 +292,9 @@ class Chain:
             "evaluations": self._evaluations,
             **self._chain,
             "backend": backend,
+            "tile": self._tile or "none",
+            "compile": options.compile,
+            "precision": options.precision,
             "format": options.format,
             "rmp_fast": record.version(),
         }
@@ -296,15 +306,18 @@ class Chain:
         if self._plan is None or self._plan_key != key:
             self._plan = None  # frees its buffers before the next plan takes its own
             op = self._operator(shape, names)
+            image_shape, options = self._image_shape(op, (len(names), *shape)), self._options
             self._plan = Plan(
                 op,
-                self._prior,
-                self._image_shape(op, (len(names), *shape)),
-                self._options.noise_std * degrade.own_unit(op),
+                self._prior_for(image_shape),
+                image_shape,
+                options.noise_std * degrade.own_unit(op),
                 **self._plan_options,
-                backend=self._options.backend,
+                backend=options.backend,
                 device=self._device,
                 data_range=(0.0, 1.0),
+                compile=options.compile,
+                precision=options.precision,
             )
             self._plan_key = key
         return self._plan
@@ -312,6 +325,14 @@ class Chain:
     def _operator(self, shape: tuple[int, ...], names: Sequence[str]) -> operators.Operator:
         size = shape[-3:] if self._options.simulate or self._task.operator != "mri" else (1, *shape[-2:])
         return degrade.build(self._task, names, size, self._options.seed)
+
+    def _prior_for(self, image_shape: tuple[int, ...]) -> Prior:
+        """The prior, in tiles where they were asked for or one image needs more memory than there is."""
+        tile = self._tile
+        if tile == "auto":
+            guidance = self._plan_options.get("guidance")
+            tile = automatic_tile(self._prior, image_shape, self._device, guidance)
+        return Tiled(self._prior, int(tile)) if tile else self._prior
 
     def _image_shape(self, op: operators.Operator, file_shape: tuple[int, ...]) -> tuple[int, ...]:
         if self._options.simulate:
@@ -332,3 +353,15 @@ class Chain:
             "baseline": {"name": label, "psnr": metrics.psnr(before, truth), "ssim": metrics.ssim(before, truth)},
             "restoration": {"psnr": metrics.psnr(restoration, truth), "ssim": metrics.ssim(restoration, truth)},
         }
+
+
+def _tile(text: str) -> int | str | None:
+    """``--tile`` as a side in pixels, ``"auto"`` or None."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    if not text.isdigit():
+        raise UsageError(f"`--tile` must be a number of pixels, none or auto, got {text!r}")
+    try:
+        return check_sizes(int(text))[0]
+    except ValueError as error:
+        raise UsageError(str(error)) from error

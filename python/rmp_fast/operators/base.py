@@ -66,6 +66,10 @@ class Operator(abc.ABC):
         self.measurement_shape(x.shape)
         return self._apply(x)
 
+    def select(self, items: slice, image_shape: Sequence[int]) -> Operator:
+        """The operator of some items of a batch of images (B, ...): itself where all share its data."""
+        return self
+
     def adjoint(self, *args: Any, **kwargs: Any) -> Tensor:
         """Of linear operators only: ValueError."""
         raise self._refused("adjoint")

@@ -104,6 +104,11 @@ class Inpainting(LinearOperator):
         """The shape of the measurement."""
         return self.measurement_shape(measurement_shape)
 
+    def select(self, items: slice, image_shape: Sequence[int]) -> Inpainting:
+        """See :meth:`Operator.select`."""
+        shared = self.mask.ndim < len(image_shape) or self.mask.shape[0] == 1
+        return self if shared else Inpainting(self.mask[items])
+
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Pointwise:
         """Pointwise."""
         self.measurement_shape(image_shape)

@@ -64,6 +64,7 @@ class MRI(LinearOperator):
             )
         if iterations is not None and iterations < 1:
             raise ValueError(f"`iterations` must be >= 1, got {iterations}")
+        self._given_iterations = iterations
         self.iterations = 30 if iterations is None else iterations
         self._across = sampled_lines(self.mask) if self.maps is not None and iterations is None else None
 
@@ -105,6 +106,15 @@ class MRI(LinearOperator):
         image = (shape[0], 2, *size)
         self.measurement_shape(image)
         return image
+
+    def select(self, items: slice, image_shape: Sequence[int]) -> MRI:
+        """See :meth:`Operator.select`."""
+        masks, maps = self.mask.ndim == 3 and self.mask.shape[0] > 1, self.maps
+        several = maps is not None and maps.ndim == 4 and maps.shape[0] > 1
+        if not (masks or several):
+            return self
+        part = maps[items] if several and maps is not None else maps
+        return MRI(self.mask[items] if masks else self.mask, part, self._given_iterations)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
         """Spectral where the class says closed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import add_chain, add_operator, add_problem
+from .options import add_chain, add_network, add_operator, add_problem
 
 __all__ = ["add"]
 
@@ -55,6 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     running.add_argument("--workers", type=int, metavar="N", help="processes that restore (one per GPU or --threads)")
     running.add_argument("--threads", type=int, metavar="N", help="processor threads of a worker (at most 4)")
     running.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")
+    add_network(running)
     running.add_argument(
         "--max-pixels", type=int, default=2**26, metavar="N", help="larger images are errors, not work (67,108,864)"
     )

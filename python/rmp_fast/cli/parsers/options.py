@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-__all__ = ["add_chain", "add_operator", "add_problem"]
+__all__ = ["add_chain", "add_network", "add_operator", "add_problem"]
 
 
 def add_problem(parser: argparse.ArgumentParser, out: bool = True) -> None:
@@ -70,3 +70,22 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
     chain.add_argument("--high", type=float, metavar="S", help="highest noise level, on [-1, 1] (20)")
     chain.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")
     chain.add_argument("--backend", default="auto", metavar="NAME", help="auto (default), cpu, torch, …; see info")
+
+
+def add_network(group: argparse._ArgumentGroup) -> None:
+    """How the prior's network is run."""
+    group.add_argument(
+        "--tile",
+        default="auto",
+        metavar="PIXELS",
+        help="side of the network's tiles, a multiple of 64; none, or auto: where memory asks for it (auto)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the network first: seconds to minutes, once for each image size"
+    )
+    group.add_argument(
+        "--precision",
+        default="float32",
+        metavar="NAME",
+        help="of the network: float32 (default), or bfloat16, checked against it",
+    )

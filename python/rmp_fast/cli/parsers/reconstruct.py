@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from .options import add_chain, add_operator, add_problem
+from .options import add_chain, add_network, add_operator, add_problem
 
 __all__ = ["add"]
 
@@ -61,6 +61,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
     running = parser.add_argument_group("running and output")
     running.add_argument("--batch-size", type=int, metavar="N", help="images of one shape at a time (by their size)")
+    add_network(running)
     running.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
     running.add_argument("--format", default="png", metavar="NAME", help="png (default), tiff, jpeg or webp")
     running.add_argument("--no-panel", action="store_true", help="write no comparison picture")
