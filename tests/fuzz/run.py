@@ -101,7 +101,9 @@ def guided(target: str, seconds: int, again: pathlib.Path | None) -> None:
     file_readers.corpus()
     limit_memory()
     budget = (
-        [str(again)] if again else [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=60", "-rss_limit_mb=0"]
+        [str(again)]
+        if again
+        else [f"-max_total_time={seconds}", "-max_len=400", "-len_control=0", "-timeout=60", "-rss_limit_mb=0"]
     )
     atheris.Setup([sys.argv[0], *budget], once)
     atheris.Fuzz()
