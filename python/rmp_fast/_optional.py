@@ -12,6 +12,6 @@ def optional(package: str, extra: str, needed_by: str) -> Any:
     """The imported package, or ImportError that says what needs it and how to install it."""
     try:
         return importlib.import_module(package)
-    except ImportError as cause:
+    except (ImportError, RuntimeError) as cause:  # a torchvision for another torch raises the latter
         name = package.partition(".")[0]
         raise ImportError(f"{needed_by} needs {name}: pip install 'rmp_fast[{extra}]' ({cause})") from cause

@@ -35,7 +35,7 @@ def unavailable_reason() -> str | None:
     """None where deepinv can be imported, else what to do."""
     try:
         _deepinv()
-    except ImportError as cause:
+    except (ImportError, RuntimeError) as cause:  # a torchvision for another torch raises the latter
         return f"deepinv cannot be imported ({cause}); pip install deepinv for these rows"
     return None
 
