@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import field
 import pytest
 import torch
 from test_cli import photo, process, save
@@ -375,7 +376,7 @@ def test_tiled_images_repeat_and_mirror() -> None:
 
 @pytest.mark.parametrize("task", ["inpaint_random", "motion_deblur", "sr4"])
 def test_deepinv_solves_the_same_problem_and_leaves_it_alone(prior: Any, task: str) -> None:
-    pytest.importorskip("deepinv", reason="its rows are compared where it is installed: pip install deepinv")
+    field.deepinv()
     given = make(prior, task, OPERATORS[task]())
     names = ["deepinv-ddrm", "deepinv-diffpir", "deepinv-dps", "deepinv-average"]
     arms, left_out = methods.arms(given, names, 2)
