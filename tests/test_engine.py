@@ -100,11 +100,11 @@ def test_every_plan_has_compilations_of_its_own() -> None:
 def test_without_a_compiler_the_network_runs_eagerly_and_the_warning_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     p = prior()
-    with pytest.warns(RuntimeWarning, match=r"'small' is not compiled and runs eagerly: .*[Cc]ompiler"):
+    # Not monkeypatch, which takes some of these settings away when it puts them back.
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+    with without, pytest.warns(RuntimeWarning, match=r"'small' is not compiled and runs eagerly: .*[Cc]ompiler"):
         fallen_back = plan(p, compile=True)
     estimate = fallen_back.execute(measured())
     assert estimate.stats["compiled"] == 0

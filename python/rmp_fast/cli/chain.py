@@ -292,7 +292,8 @@ class Chain:
             "evaluations": self._evaluations,
             **self._chain,
             "backend": backend,
-            "tile": self._tile or "none",
+            # The command of the sidecar says what was decided; a second run must not depend on the memory of the day.
+            "tile": None if self._tile == "auto" else self._tile,
             "compile": options.compile,
             "precision": options.precision,
             "format": options.format,
