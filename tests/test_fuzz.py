@@ -90,6 +90,17 @@ def test_a_tiff_that_promises_gigapixels_is_refused_before_it_is_decoded(tmp_pat
             reader(path)
 
 
+def test_a_tiff_that_promises_millions_of_strips_is_refused_before_they_are_filled(tmp_path):
+    path = tmp_path / "strips.tif"
+    tifffile.imwrite(path, np.zeros((4, 4), np.uint16), rowsperstrip=1, metadata=None)
+    assert images.read(path).pixels.shape == (1, 4, 4)
+    data = path.read_bytes()
+    at = data.index(struct.pack("<H", 257), 8)  # ImageLength
+    path.write_bytes(data[: at + 2] + struct.pack("<HII", 4, 1, 5_000_000) + data[at + 12 :])
+    with pytest.raises(images.ImageError, match="it is truncated: it holds 4 of 5000000 strips or tiles"):
+        images.read(path)
+
+
 def test_a_header_that_disagrees_with_the_pixels_is_refused(tmp_path, monkeypatch):
     """As in a damaged TIFF whose planes are told to lie otherwise than they do."""
     path = tmp_path / "deep.tif"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import struct
@@ -223,6 +224,10 @@ def _read_deep_png(file: BinaryIO) -> ImageFile:
 
 def _read_deep_tiff(file: tifffile.TiffFile) -> ImageFile:
     page = _first_page(file)
+    # Missing ones would be filled with zeros, one by one, millions of them where a damaged header says so.
+    promised = math.prod(page.chunked)
+    if len(page.dataoffsets) < promised:
+        raise ValueError(f"it is truncated: it holds {len(page.dataoffsets)} of {promised} strips or tiles")
     levels = np.asarray(page.asarray())
     if levels.ndim == 2:
         levels = levels[..., None]
