@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
 import re
@@ -298,6 +299,23 @@ def test_arms_that_fail_their_check_or_change_their_answer_are_dropped() -> None
     assert dropped["b"] == "not what it must be"
     assert "differs from the first by 1 " in dropped["c"]
     assert "differs from the first by nan" in dropped["d"]
+
+
+def test_a_long_call_is_its_own_warm_up_unless_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "LONG", 0.0)
+    calls = {"plain": 0, "compiling": 0}
+
+    def counted(name: str) -> Iterator[torch.Tensor]:
+        while True:
+            calls[name] += 1
+            yield torch.zeros(1, 1, 2, 2)
+
+    plain, compiling = arm("plain", counted("plain")), arm("compiling", counted("compiling"))
+    compiling = dataclasses.replace(compiling, compiles=True)
+    once, several = harness.measure([plain, compiling], budget=0)
+    assert (len(once.seconds), once.warm_up_seconds, calls["plain"]) == (1, None, 1)
+    assert (len(several.seconds), calls["compiling"]) == (3, 5)  # two before the clock runs
+    assert several.warm_up_seconds is not None
 
 
 def test_peak_memory_sees_what_was_held() -> None:

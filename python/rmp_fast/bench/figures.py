@@ -37,6 +37,7 @@ STYLES = {
     "deepinv-dps": ("#b88a00", "P"),
     "deepinv-average": ("#2680c2", "H"),
 }
+TUNED = " (tuned settings)"
 PARTS = {
     "network": ("network", "#bcccdc"),
     "operator": ("operator", "#199473"),
@@ -89,15 +90,19 @@ def _svg(figure: Any, name: str) -> str:
 
 def _style(row: Row, size: float = 8.0) -> dict[str, Any]:
     colour, marker = STYLES[row.method]
-    hollow = row.method.startswith("deepinv-") or row.settings == "tuned"
+    deepinv, tuned = (
+        row.method.startswith("deepinv-"),
+        row.settings == "tuned" and not row.method.startswith("deepinv-"),
+    )
     return {
-        "color": colour, "marker": marker, "markersize": size, "markerfacecolor": "white" if hollow else colour,
-        "markeredgecolor": colour, "markeredgewidth": 1.6 if hollow else 0.8,
+        "color": colour, "marker": marker, "markersize": size, "markerfacecolor": "white" if deepinv else colour,
+        "markerfacecoloralt": "white", "fillstyle": "left" if tuned else "full", "markeredgecolor": colour,
+        "markeredgewidth": 1.6 if deepinv or tuned else 0.8,
     }  # fmt: skip
 
 
 def _legend_name(row: Row) -> str:
-    return METHODS[row.method] + (" (tuned settings)" if row.settings == "tuned" else "")
+    return METHODS[row.method] + (TUNED if row.settings == "tuned" else "")
 
 
 def _seconds(value: float, _: Any = None) -> str:
@@ -131,20 +136,36 @@ def pareto(rows: Sequence[Row]) -> str:
             style = _style(row, 10 if ours else 7.5)
             (mark,) = axis.plot(row.ms_per_image / 1e3, row.psnr, ls="none", zorder=4 if ours else 3, **style)
             seen.setdefault(_legend_name(row), mark)
-            text = f"{row.samples} x {row.evaluations // row.samples}" if row.samples > 1 else str(row.evaluations)
-            axis.annotate(
-                text, (row.ms_per_image / 1e3, row.psnr), (6, 5), textcoords="offset points", fontsize=8,
-                color=INK if ours else FAINT, fontweight="bold" if ours else "normal",
-            )  # fmt: skip
         _log_seconds(axis)
         axis.margins(0.12)
         axis.set_title(task)
         axis.set_xlabel("time per image (log scale)")
         axis.set_ylabel("PSNR in dB")
+        _annotate(axis, own)
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=3, fontsize=9, handletextpad=0.3)
+    order = list(METHODS.values())
+    names = sorted(seen, key=lambda name: (order.index(name.removesuffix(TUNED)), name))
+    marks = [seen[name] for name in names]
+    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=9, handletextpad=0.3)
     return _svg(figure, "pareto")
+
+
+def _annotate(axis: Any, rows: Sequence[Row]) -> None:
+    """Evaluations beside the marks, ours first; once where marks of as many lie together."""
+    told: list[tuple[str, float, float]] = []
+    for row in sorted(rows, key=lambda r: not r.method.startswith("rmp")):
+        text = f"{row.samples} x {row.evaluations // row.samples}" if row.samples > 1 else str(row.evaluations)
+        at = row.ms_per_image / 1e3, row.psnr
+        x, y = axis.transData.transform(at)
+        if any(text == other and abs(x - a) < 45 and abs(y - b) < 14 for other, a, b in told):
+            continue
+        told.append((text, x, y))
+        ours = row.method.startswith("rmp")
+        axis.annotate(
+            text, at, (6, 5), textcoords="offset points", fontsize=8, color=INK if ours else FAINT,
+            fontweight="bold" if ours else "normal",
+        )  # fmt: skip
 
 
 def batch(rows: Sequence[Row]) -> str:

@@ -58,6 +58,7 @@ class Arm:
         evaluations: of the network that one call takes per image, a backward pass counted as two; decides the order
             and what ``--quick`` leaves out.
         samples: how many samples are averaged.
+        compiles: its first call may compile, and is no sample however long it took.
         make: prepares a call, once; its time is warm-up.
         check: raises :class:`CheckError` where a result is not what the method must return.
         tolerance: root mean square by which two calls of the arm may differ.
@@ -71,6 +72,7 @@ class Arm:
     check: Callable[[Result], str]
     tolerance: float
     samples: int = 1
+    compiles: bool = False
 
 
 @dataclasses.dataclass
@@ -176,7 +178,7 @@ def _first_calls(arm: Arm) -> tuple[Measured, Callable[[], Result]]:
     first = time.perf_counter() - made
     checked = arm.check(result)
     measured = Measured(arm, result, checked, time.perf_counter() - started, peak.bytes)
-    if first > LONG:
+    if first > LONG and not arm.compiles:
         measured.warm_up_seconds = None
         measured.seconds.append(first)
         measured.parts.append(result.seconds)

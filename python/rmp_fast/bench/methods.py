@@ -165,7 +165,8 @@ def _rmp(problem: Problem, name: str, budget: int) -> Arm:
         return _equal(result, plain.mean, tolerance, "the chain in plain torch (backend='torch')", evaluations)
 
     settings = "preset" if "looks" in options else "untuned"
-    return Arm(name, f"{name}-{evaluations}", settings, evaluations, make, check, tolerance)
+    compiles = name in COMPILED
+    return Arm(name, f"{name}-{evaluations}", settings, evaluations, make, check, tolerance, compiles=compiles)
 
 
 def _result(estimate: Estimate) -> Result:
@@ -229,7 +230,8 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
             run(problem.prior, draw), mean, tolerance, "rmp_fast's chain on the same random numbers", evaluations
         )
 
-    return Arm(name, f"{name}-{evaluations}", "untuned", evaluations, make, check, tolerance)
+    compiles = name in COMPILED
+    return Arm(name, f"{name}-{evaluations}", "untuned", evaluations, make, check, tolerance, compiles=compiles)
 
 
 @dataclasses.dataclass

@@ -130,6 +130,11 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
+def _time(row: Row) -> str:
+    ms = row.ms_per_image
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:.3g} s"
+
+
 def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
     """The lowest and the highest value, or the one there is."""
     low, high = show(min(values)), show(max(values))
@@ -188,8 +193,9 @@ def _pareto(results: Results, command: str) -> str:
     images = rows[0].batch
     caption = (
         "Up and to the left is better. The number at a mark is its evaluations of the network (samples × evaluations "
-        "where samples are averaged); the dotted line joins what nothing else beats. Hollow: deepinv's, or settings "
-        f"tuned on Fashion-MNIST. {images} image{'s' if images > 1 else ''} in one batch; time axes are logarithmic."
+        "where samples are averaged); the dotted line joins what nothing else beats. Hollow: deepinv's; half filled: "
+        f"settings tuned on Fashion-MNIST. {images} image{'s' if images > 1 else ''} in one batch; time axes are "
+        "logarithmic."
     )
     content = _figure(figures.pareto(rows), caption) + _command(command, "quality") + _time_to_quality(rows)
     return _section("Time against quality", "How long each method takes for how good an image.", content)
@@ -202,10 +208,10 @@ def _time_to_quality(rows: Sequence[Row]) -> str:
             mine = f"{r.peer.psnr - r.best.psnr:.2f} dB short ({_e(r.best.label)})"
             verdict = "<span class=unmet>not reached</span>"
         else:
-            mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {r.ours.ms_per_image:.3g} ms"
+            mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {_time(r.ours)}"
             mark = "met" if r.ratio <= r.wanted else "unmet"
             verdict = f"<span class={mark}>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
-        theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {r.peer.ms_per_image:.3g} ms"
+        theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {_time(r.peer)}"
         lines.append((_e(r.task), _e(r.what), theirs, mine, verdict))
     columns = ("task", "as good as", "theirs, per image", "RMP, soonest", "share of their time")
     return _table(columns, lines, text=(1, 2, 3)) if lines else ""
