@@ -269,7 +269,7 @@ class Chain:
             "backend": self.settings["backend"],
             "batch_size": batch_size,
             "threads": torch.get_num_threads(),
-            "tile": self._plan.prior.tile if self._plan and isinstance(self._plan.prior, Tiled) else "none",
+            "tile": self._plan.prior.tile if self._plan and isinstance(self._plan.prior, Tiled) else options.tile,
             "compile": options.compile,
             "precision": options.precision,
             "format": options.format,
