@@ -34,7 +34,7 @@ def test_tiles_and_bfloat16_are_recorded_and_repeated(tmp_path: pathlib.Path, mo
     face = save(tmp_path, 150, 140)
     plain, whole = restore(face, tmp_path / "whole")
     entry, tiled = restore(face, tmp_path / "tiled", "--tile=128", "--precision=bfloat16")
-    assert (plain["settings"]["tile"], plain["settings"]["precision"]) == ("auto", "float32")
+    assert (plain["settings"]["tile"], plain["settings"]["precision"]) == (None, "float32")
     assert (entry["settings"]["tile"], entry["settings"]["precision"]) == (128, "bfloat16")
     assert entry["settings_hash"] != plain["settings_hash"]
     assert entry["timing"]["bfloat16"] == 1
