@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -144,7 +145,9 @@ def test_an_interrupted_run_keeps_what_was_measured(pictures: pathlib.Path, tmp_
         "--methods",
     ]
     command += ["rmp-untuned", "eager", "--sections", "quality", "batch", "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores the signal, and so would its children.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     end = time.monotonic() + 120
     while not ((out / "bench.csv").is_file() and len(rows(out)) == 2):
         assert running.poll() is None
