@@ -310,7 +310,8 @@ class Plan:
         """Run the chain.
 
         Args:
-            y: measurements, of the operator's measurement shape for the plan's images, in the caller's range.
+            y: measurements, of the operator's measurement shape for the plan's images, in the caller's range. That they
+                are finite is checked first, which on a device waits for them; the chain itself does not wait.
             seeds: (B,) int64, one per item, default 0 … B - 1; the same seeds give the same estimate.
             out: (B, ...) tensor that receives the mean; default a new one.
             noise_std: a number or (B,), replaces the plan's noise level from here on.

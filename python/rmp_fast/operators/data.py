@@ -21,31 +21,36 @@ Build = Callable[..., T]
 _CACHE = "_derived"
 
 
-class Memo(Generic[T]):
-    """The last few values of a function of sizes, device and dtype: spectra and factors of an operator.
+def _kept(values: dict[Any, T], key: Hashable, build: Callable[[], T], capacity: int) -> T:
+    """``values[key]``, or else what ``build`` makes, kept there in place of the oldest of ``capacity``.
 
-    Values are built outside inference mode, because a tensor born inside it could never serve autograd later.
+    Built outside inference mode, because a tensor born inside it could never serve autograd later.
     """
+    value = values.get(key)
+    if value is None:
+        with torch.inference_mode(False), torch.no_grad():
+            value = build()
+        # Another thread may evict meanwhile, hence the copies and the defaults.
+        for old in list(values)[: max(0, len(values) + 1 - capacity)]:
+            values.pop(old, None)
+        values[key] = value
+    return value
+
+
+class Memo(Generic[T]):
+    """The last few values of a function, where they belong to the object that keeps them: a plan's copy has none."""
 
     def __init__(self, capacity: int = 8) -> None:
         self._capacity = capacity
         self._values: dict[Hashable, T] = {}
 
     def __copy__(self) -> Memo[T]:
-        """Another one, empty: values may belong to the object that keeps them."""
+        """Another one, empty."""
         return Memo(self._capacity)
 
     def get(self, key: Hashable, build: Callable[[], T]) -> T:
         """The value kept under ``key``, or else what ``build`` makes."""
-        value = self._values.get(key)
-        if value is None:
-            with torch.inference_mode(False), torch.no_grad():
-                value = build()
-            # Another thread may evict meanwhile, hence the copies and the defaults.
-            for old in list(self._values)[: max(0, len(self._values) + 1 - self._capacity)]:
-                self._values.pop(old, None)
-            self._values[key] = value
-        return value
+        return _kept(self._values, key, build, self._capacity)
 
 
 def derived(build: Build[T]) -> Build[T]:
@@ -53,22 +58,13 @@ def derived(build: Build[T]) -> Build[T]:
 
     The arguments must be hashable, the value a tensor or a tuple or dataclass of them. What an operator uses on a
     device must come from such methods, not from tensors copied there in passing: a plan then exchanges the data in
-    place, and a captured graph sees it. The last eight values are kept. They are built outside inference mode, because
-    a tensor born inside it could never serve autograd later.
+    place, and a captured graph sees it. The last eight values are kept.
     """
 
     @functools.wraps(build)
     def get(self: Any, *key: Hashable) -> T:
         values: dict[tuple[Hashable, ...], T] = vars(self).setdefault(_CACHE, {}).setdefault(build.__name__, {})
-        value = values.get(key)
-        if value is None:
-            with torch.inference_mode(False), torch.no_grad():
-                value = build(self, *key)
-            # Another thread may evict meanwhile, hence the copies and the defaults.
-            for old in list(values)[: max(0, len(values) - 7)]:
-                values.pop(old, None)
-            values[key] = value
-        return value
+        return _kept(values, key, lambda: build(self, *key), 8)
 
     return get
 
