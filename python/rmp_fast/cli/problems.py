@@ -21,9 +21,11 @@ from .inputs import collect_inputs
 from .tasks import Settings, choice, derive_seed, resolve
 from .usage import UsageError
 
-__all__ = ["CROPS", "LINEAR_TASKS", "Clean", "clean_images", "problem", "settings_of", "tiled"]
+__all__ = ["CROPS", "LINEAR_TASKS", "NOISE_STD", "Clean", "clean_images", "problem", "settings_of", "tiled"]
 
 LINEAR_TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur")
+#: Of the measurement noise of each prior, where black is 0 and white 1.
+NOISE_STD = {"photo": 0.02, "fashion": 0.025}
 #: The strength of each degradation that the presets of a prior were tuned for, where it is not the task's own.
 STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "fashion": {

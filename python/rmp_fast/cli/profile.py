@@ -17,7 +17,7 @@ from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
 from .compare import chain_options, to_prior_range
-from .inputs import make_output_folder
+from .inputs import make_output_folder, refuse_results
 from .roofline import table
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
     choice("--prior", options.prior, tuple(priors.BUNDLED))
     out = options.out
     if out is not None:
-        there = [str(out / name) for name in _FILES if (out / name).exists()]
-        if there and not options.force:
-            raise UsageError(f"`--out` {' and '.join(there)} exist; choose another folder or add --force")
+        refuse_results(out, _FILES, options.force)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     prior = priors.load(options.prior)
