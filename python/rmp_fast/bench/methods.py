@@ -17,7 +17,7 @@ from . import deepinv_arms, eager
 from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
-__all__ = ["COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
+__all__ = ["AVERAGES", "BACKWARD", "COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
 
 #: What every name of ``--methods`` stands for.
 METHODS = {
@@ -40,6 +40,8 @@ METHODS = {
     "deepinv-average": "deepinv's DiffusionSampler, mean of DDRM samples",
 }
 OURS = ("rmp", "rmp-compiled", "rmp-untuned", "rmp-untuned-compiled")
+BACKWARD = ("pigdm", "dps", "deepinv-dps")
+AVERAGES = ("average", "deepinv-average")
 COMPILED = ("rmp-compiled", "rmp-untuned-compiled", "eager-compiled")
 SAMPLES = 16
 RELAXATION = 1.4  # of the untuned chain
@@ -264,7 +266,7 @@ def _baseline(
     if reason is not None:
         raise ValueError(f"{method} cannot serve {problem.task}: {reason}")
     forward = budget * samples
-    cost = forward * (3 if method in ("dps", "pigdm") else 1)
+    cost = forward * (3 if method in BACKWARD else 1)
 
     def call(items: slice = slice(None)) -> Result:
         y, seeds = problem.y[items], problem.seeds[items]

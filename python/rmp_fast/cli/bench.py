@@ -189,8 +189,7 @@ class Bench:
 
     def _batch(self, task: str) -> None:
         evaluations = self.options.evaluations or EQUAL
-        forward = [name for name in self._affordable() if name not in ("pigdm", "dps", "reddiff", "daps")]
-        chosen = [name for name in forward if name not in ("average", "deepinv-average", "deepinv-dps")]
+        chosen = [name for name in self._affordable() if name not in (*methods.BACKWARD, *methods.AVERAGES)]
         for batch in self.batches:
             given = self._problem(self.tasks[task], tiled(self.clean, batch))
             arms, left_out = methods.arms(given, chosen, evaluations)
