@@ -84,6 +84,7 @@ def test_csv_json_table_and_page_agree(report: pathlib.Path) -> None:
         "pigdm-4": (4, 4), "pigdm-4 tuned": (4, 4), "16 x ddrm-4": (64, 0),
     }  # fmt: skip
     assert all("<=" in entry["check"] for entry in quality.values())
+    assert all((e["backward_evaluations"] > 0) == (e["method"] in methods.BACKWARD) for e in document["rows"])
     batches = {(entry["label"], entry["batch"]) for entry in document["rows"] if entry["section"] == "batch"}
     assert batches == {(label, b) for label in ("rmp-4", "rmp-untuned-4", "eager-4", "ddrm-4") for b in (1, 2)}
     scales = [entry for entry in document["rows"] if entry["section"] in ("images", "pixels", "evaluations")]
