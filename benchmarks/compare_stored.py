@@ -69,7 +69,7 @@ def compare(accepted: dict[str, float], new: dict[str, float], allowed: float) -
         elif before is None:
             lines.append(f"{name:44}{'':10}{now:10.2f}{'':9}  new")
         else:
-            slow = now > allowed * before
+            slow = not now <= allowed * before  # nor NaN
             fine = fine and not slow
             lines.append(f"{name:44}{before:10.2f}{now:10.2f}{now / before:8.2f}x" + ("  SLOWER" if slow else ""))
     return lines, fine

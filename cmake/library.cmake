@@ -32,5 +32,7 @@ configure_package_config_file(cmake/rmp_fastConfig.cmake.in rmp_fastConfig.cmake
 write_basic_package_version_file(rmp_fastConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/rmp_fastConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/rmp_fastConfigVersion.cmake
         DESTINATION ${rmp_fast_cmake_dir})
+# Libraries may lie deeper than in lib, as in lib/x86_64-linux-gnu.
+file(RELATIVE_PATH rmp_fast_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(cmake/rmp_fast.pc.in rmp_fast.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/rmp_fast.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -84,6 +84,7 @@ def test_csv_json_table_and_page_agree(report: pathlib.Path) -> None:
         "pigdm-4": (4, 4), "pigdm-4 tuned": (4, 4), "16 x ddrm-4": (64, 0),
     }  # fmt: skip
     assert all("<=" in entry["check"] for entry in quality.values())
+    assert all((e["backward_evaluations"] > 0) == (e["method"] in methods.BACKWARD) for e in document["rows"])
     batches = {(entry["label"], entry["batch"]) for entry in document["rows"] if entry["section"] == "batch"}
     assert batches == {(label, b) for label in ("rmp-4", "rmp-untuned-4", "eager-4", "ddrm-4") for b in (1, 2)}
     scales = [entry for entry in document["rows"] if entry["section"] in ("images", "pixels", "evaluations")]
@@ -133,28 +134,21 @@ def test_the_page_draws_every_figure_in_a_browser_and_fetches_nothing(
 
 def test_an_interrupted_run_keeps_what_was_measured(pictures: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "rmp_fast.cli",
-        "bench",
-        "--images",
-        str(pictures),
-        *FEW,
-        "--budget=600",
-        "--methods",
-    ]
-    command += ["rmp-untuned", "eager", "--sections", "quality", "batch", "--out", str(out)]
+    command = [sys.executable, "-m", "rmp_fast.cli", "bench", "--images", str(pictures), *FEW, "--out", str(out)]
+    # Many samples of long chains: seconds, in which what is looked for below is there to see.
+    command += ["--evaluations=40", "--budget=600", "--methods", "rmp-untuned", "eager"]
+    command += ["--sections", "quality", "batch"]
     # A shell's background job ignores the signal, and so would its children.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    end = time.monotonic() + 120
-    while not ((out / "bench.csv").is_file() and len(rows(out)) == 2):
-        assert running.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    try:
+        while not ((out / "bench.csv").is_file() and len(rows(out)) >= 2):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=600)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert "partial" in told
     document = json.loads((out / "bench.json").read_text())
@@ -216,8 +210,40 @@ def test_without_deepinv_its_rows_are_left_out_and_that_is_said_once(
     assert main([*arguments, "--task", "denoise"]) == 0
     told = capsys.readouterr()
     assert told.err.count("pip install deepinv") == 1
+    assert "left out deepinv-ddrm, deepinv-dps (denoise)" in told.err
     assert [row["label"] for row in rows(tmp_path)] == ["rmp-untuned-4"]
     assert "pip install deepinv" in (tmp_path / "bench.html").read_text()
+
+
+def test_quick_says_what_it_leaves_out(
+    pictures: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(harness, "measure", lambda arms, **_: [])
+    monkeypatch.setitem(sys.modules, "deepinv", None)
+    out = tmp_path / "out"
+    command = ["bench", f"--images={pictures}", "--prior=fashion", "--quick", f"--out={out}", "--threads=1"]
+    assert main([*command, "--sections", "quality", "batch"]) == 0
+    told = capsys.readouterr().err
+    assert "left out rmp-compiled, rmp-untuned-compiled, eager-compiled: compiling takes minutes" in told
+    assert re.search(r"left out .*dps-1000.*: too many evaluations for --quick", told)
+    left = {entry["what"].removesuffix(" tuned") for entry in json.loads((out / "bench.json").read_text())["left_out"]}
+    assert left == {
+        "rmp-compiled", "rmp-untuned-compiled", "eager-compiled", "deepinv-ddrm", "deepinv-diffpir", "deepinv-dps",
+        "deepinv-average", "dps-1000", "reddiff-1000", "daps-1000", "16 x ddrm-100",
+    }  # fmt: skip
+
+
+def test_what_is_not_compiled_is_no_compiled_row(prior: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    given = make(prior, "denoise", OPERATORS["denoise"]())
+    arms, _ = methods.arms(given, list(methods.COMPILED), 4)
+    assert len(arms) == 3
+    for found in arms:
+        with pytest.warns(RuntimeWarning, match="no compiler here"), pytest.raises(CheckError, match="not be compiled"):
+            found.make()
 
 
 def test_without_matplotlib_the_extra_is_named(

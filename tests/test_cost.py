@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -10,8 +11,11 @@ import subprocess
 import pytest
 import torch
 
+from rmp_fast import operators, presets
 from rmp_fast.bench import chains, cost, observe
 from rmp_fast.bench.devices import DEVICES, Device
+from rmp_fast.cli import degrade
+from rmp_fast.cli.tasks import OPTIONS, resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAFFIC = json.loads((ROOT / "kernels" / "traffic.json").read_text())
@@ -120,6 +124,23 @@ def processor(bandwidth: float, fused: float, normal: float) -> Device:
 
 
 # --- What is observed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", presets.TASKS)
+def test_the_operator_of_a_task_is_the_one_that_the_command_line_simulates(task: str) -> None:
+    shape = (2, 1, 32, 40)
+    op = operators.for_task(task, shape)
+    given = argparse.Namespace(**dict.fromkeys(OPTIONS), operator=task, simulate=True)
+    theirs = degrade.build(resolve(given), ["a", "b"], shape[1:], 0)
+    if task == "inpaint_random":  # masks by the files' names there, by numbers here
+        known = 1280 - round(0.7 * 1280)
+        assert isinstance(op, operators.Inpainting)
+        assert isinstance(theirs, operators.Inpainting)
+        assert op.mask.flatten(1).sum(1).tolist() == theirs.mask.flatten(1).sum(1).tolist() == [known, known]
+        assert not torch.equal(op.mask[0], op.mask[1])
+        return
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(op.A(x), theirs.A(x))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from torch import Tensor
 import rmp_fast as rmp
 from rmp_fast import baselines, operators
 from rmp_fast.baselines.ddrm import DDRM
-from rmp_fast.bench.deepinv_arms import wrapped
+from rmp_fast.bench.deepinv_arms import Denoiser
 from rmp_fast.operators.blur import gaussian_taps
 from rmp_fast.training.data import fashion_images
 
@@ -133,25 +133,25 @@ def theirs(
 
 def _theirs(method: str, prior: rmp.priors.Prior, physics: Any, y: Tensor, draws: Draws, weight: float) -> Tensor:
     if method == "ddrm":
-        model = dinv.sampling.DDRM(wrapped(prior)[0], sigmas=DDRM(evaluations=100).levels())
+        model = dinv.sampling.DDRM(Denoiser(prior), sigmas=DDRM(evaluations=100).levels())
         return model(y, physics(NOISE))
     if method == "diffpir":
         half = physics(NOISE / 2)
         observed = half.A((y + 1) / 2) if isinstance(half, dinv.physics.Inpainting) else (y + 1) / 2
         fidelity = dinv.optim.data_fidelity.L2()
-        unit = wrapped(prior, unit=True)[0]
+        unit = Denoiser(prior, unit=True)
         model = dinv.sampling.DiffPIR(unit, fidelity, sigma=NOISE / 2, max_iter=100, zeta=0.3, lambda_=7.0)
         return 2 * model(observed, half) - 1
     if method == "pigdm":
         model = dinv.sampling.PosteriorDiffusion(
             data_fidelity=dinv.sampling.PiGDMDataFidelity(),
-            denoiser=wrapped(prior)[0],
+            denoiser=Denoiser(prior),
             sde=dinv.sampling.VariancePreservingDiffusion(alpha=1.0),
             solver=dinv.sampling.DDPMSolver(timesteps=torch.linspace(1, 0, 101, dtype=torch.float64)),
             minus_one_one=False,
         )
     else:
-        model = dinv.sampling.DPS(wrapped(prior)[0], weight=weight, num_steps=1001, minus_one_one=False)
+        model = dinv.sampling.DPS(Denoiser(prior), weight=weight, num_steps=1001, minus_one_one=False)
     model.solver.randn_like = draws.like
     start = math.sqrt(1 + float(model.sde.sigma_t(1.0)) ** 2) * float(model.sde.scale_t(1.0)) * draws.run.draw()
     return model(y, physics(NOISE), x_init=start.double()).float()

@@ -144,8 +144,7 @@ void Plan::allocate() {
   for (Buffer<float>& mean : means_) mean = Buffer<float>(numel);
   inputs_ = Buffer<float>(copies_ * numel);
   denoised_ = Buffer<float>(copies_ * numel);
-  const std::int64_t rows = product("the looks", looks() + 1, std::max<std::int64_t>(batch, 1)) ? looks() + 1 : 0;
-  looks_ = Buffer<Look>(rows * batch);
+  looks_ = Buffer<Look>(product("the looks", looks() + 1, batch));
   levels_ = Buffer<float>(looks() * copies_ * batch);
   ratios_ = Buffer<float>(looks() * batch);
   seeds_ = Buffer<std::int64_t>(batch);

@@ -6,7 +6,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
+from torch._C._autograd import _profiler_enabled
 from torch.profiler import record_function
 
 __all__ = ["PHASES", "phase"]

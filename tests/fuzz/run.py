@@ -90,13 +90,13 @@ def guided(target: str, seconds: int, again: pathlib.Path | None) -> None:
         import file_readers
     from choices import Guided
 
-    folder = pathlib.Path(tempfile.mkdtemp())
-
     def once(data: bytes) -> None:
         if target == "core":
             core_calls.call(Guided(data))
-        else:
-            file_readers.call(Guided(data), folder)
+            return
+        # One for each file: atheris ends the process in ways that clean nothing up.
+        with tempfile.TemporaryDirectory() as folder:
+            file_readers.call(Guided(data), pathlib.Path(folder))
 
     file_readers.corpus()
     limit_memory()

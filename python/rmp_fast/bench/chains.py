@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends, operators, presets, priors
-from .._checks import check_choice
 from ..plan import Plan
 from . import observe
 from .cost import Work
 
-__all__ = ["TASKS", "Chain", "observed", "operator", "problem"]
+__all__ = ["TASKS", "Chain", "observed", "problem"]
 
 #: Those of :mod:`rmp_fast.presets`; ``mri`` has two channels, real and imaginary part, the others three.
 TASKS = presets.TASKS
@@ -54,26 +53,6 @@ class Chain:
         return 1 + self.waits
 
 
-def operator(task: str, shape: Sequence[int]) -> operators.Operator:
-    """The operator of a task for images (B, C, H, W), with the settings that ``rmp-fast compare`` simulates it with."""
-    batch, _, height, width = shape
-    check_choice("task", task, TASKS)
-    if task in ("mri", "phase_retrieval", "nonlinear_deblur"):
-        return operators.for_task(task, shape)
-    if task == "inpaint_random":
-        masks = [operators.random_mask((1, height, width), 0.7, seed) for seed in range(batch)]
-        return operators.Inpainting(torch.stack(masks))
-    if task == "inpaint_box":
-        return operators.Inpainting(operators.box_mask((height, width), max(1, min(height, width) // 4)))
-    made: dict[str, Callable[[], operators.Operator]] = {
-        "denoise": operators.Denoising,
-        "sr4": lambda: operators.SuperResolution(4),
-        "gaussian_deblur": lambda: operators.GaussianBlur(2.0),
-        "motion_deblur": lambda: operators.Blur(operators.motion_kernel(15.0, 45.0)),
-    }
-    return made[task]()
-
-
 def problem(
     task: str, images: int, side: int, denoise: Callable[[Tensor, Tensor], Tensor], **settings: Any
 ) -> tuple[Plan, Tensor]:
@@ -84,7 +63,7 @@ def problem(
         settings: of the plan, in place of those of the task.
     """
     shape = (images, 2 if task == "mri" else 3, side, side)
-    op = operator(task, shape)
+    op = operators.for_task(task, shape)
     # Nonlinear tasks have no tuned chain and solve at every look: a short one shows what a look does.
     tuned = presets.for_task(task, "photo", 2 if task in presets.NONLINEAR else 20)
     prior = priors.from_denoiser(denoise, data_variance=0.25)

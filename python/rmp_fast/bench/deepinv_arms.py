@@ -7,13 +7,14 @@ place of its own start at 1 on [0, 1], and a copy of the measurements, because v
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..baselines import DDRM
 from ..operators import Blur, Denoising, GaussianBlur, Inpainting, SuperResolution
@@ -21,7 +22,7 @@ from ..priors import Prior
 from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
-__all__ = ["arm", "physics", "unavailable_reason", "wrapped"]
+__all__ = ["Denoiser", "arm", "physics", "unavailable_reason", "version"]
 
 #: Weight of DPS in deepinv, in place of its default of 1: the best of 10, 30 and 100 on Fashion-MNIST.
 DPS_WEIGHT = 30.0
@@ -40,33 +41,45 @@ def unavailable_reason() -> str | None:
     return None
 
 
+def version() -> dict[str, str]:
+    """Name and version of deepinv, for the versions of a run; empty without it."""
+    return {} if unavailable_reason() else {"deepinv": importlib.metadata.version("deepinv")}
+
+
 def _deepinv() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("deepinv")
 
 
-class _Counter:
-    """Evaluations of the network and their seconds."""
+class Denoiser(nn.Module):
+    """A prior as deepinv's samplers call denoisers.
 
-    def __init__(self) -> None:
+    Args:
+        unit: images are on [0, 1], and sigma too, instead of [-1, 1].
+
+    Attributes:
+        evaluations, seconds: of the network since :meth:`start`.
+    """
+
+    def __init__(self, prior: Prior, unit: bool = False) -> None:
+        super().__init__()
+        self._prior, self._unit = prior, unit
+        self.start()
+
+    def start(self) -> None:
+        """Count from here on."""
         self.evaluations, self.seconds = 0, 0.0
 
-
-def wrapped(prior: Prior, unit: bool = False) -> tuple[Any, _Counter]:
-    """The prior as a denoiser of deepinv's, for images on [-1, 1] or, with ``unit``, on [0, 1]; and its counter."""
-    counter = _Counter()
-
-    class Wrapped(_deepinv().models.Denoiser):  # type: ignore[misc]
-        def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
-            level = torch.as_tensor(sigma, dtype=torch.float32).flatten().expand(x.shape[0])
-            started = time.perf_counter()
-            out = (prior.denoise(2 * x - 1, 2 * level) + 1) / 2 if unit else prior.denoise(x, level)
-            counter.seconds += time.perf_counter() - started
-            counter.evaluations += 1
-            return out
-
-    return Wrapped(), counter
+    def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
+        """D(x, sigma) for x (B, C, H, W)."""
+        level = torch.as_tensor(sigma, dtype=torch.float32).flatten().expand(x.shape[0])
+        started = time.perf_counter()
+        denoise = self._prior.denoise
+        out = (denoise(2 * x - 1, 2 * level) + 1) / 2 if self._unit else denoise(x, level)
+        self.seconds += time.perf_counter() - started
+        self.evaluations += 1
+        return out
 
 
 def physics(problem: Problem, noise_std: float) -> Any:
@@ -107,18 +120,18 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
     backward = forward if name == "deepinv-dps" else 0
 
     def make() -> Callable[[], Result]:
-        model, counter = _MODELS[name](problem, budget, averaged)
+        model, denoiser = _MODELS[name](problem, budget, averaged)
 
         def call() -> Result:
             torch.manual_seed(0)
-            counter.evaluations, counter.seconds = 0, 0.0
+            denoiser.start()
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 mean = model().float()
             if not bool(torch.isfinite(mean).all()):
                 raise CheckError("an image left the finite range")
-            passes = {} if backward else {"network": counter.seconds}  # the backward pass is not in it
-            return Result(mean, counter.evaluations, counter.evaluations if backward else 0, passes)
+            passes = {} if backward else {"network": denoiser.seconds}  # the backward pass is not in it
+            return Result(mean, denoiser.evaluations, denoiser.evaluations if backward else 0, passes)
 
         return call
 
@@ -133,19 +146,19 @@ def arm(problem: Problem, name: str, budget: int, samples: int) -> Arm:
     return Arm(name, label, whose, cost, make, check, SAMPLER_TOLERANCE, averaged)
 
 
-Model = tuple[Callable[[], Tensor], _Counter]
+Model = tuple[Callable[[], Tensor], Denoiser]
 
 
 def _ddrm(problem: Problem, budget: int, samples: int) -> Model:
-    denoiser, counter = wrapped(problem.prior)
+    denoiser = Denoiser(problem.prior)
     model = _deepinv().sampling.DDRM(denoiser, sigmas=DDRM(evaluations=budget).levels())
     theirs = physics(problem, problem.noise_std)
-    return lambda: model(problem.y.clone(), theirs), counter
+    return lambda: model(problem.y.clone(), theirs), denoiser
 
 
 def _average(problem: Problem, budget: int, samples: int) -> Model:
     dinv = _deepinv()
-    denoiser, counter = wrapped(problem.prior)
+    denoiser = Denoiser(problem.prior)
     model = dinv.sampling.DDRM(denoiser, sigmas=DDRM(evaluations=budget).levels())
     sampler = dinv.sampling.DiffusionSampler(model, max_iter=samples, clip=None, verbose=False, thres_conv=0.0)
     theirs = physics(problem, problem.noise_std)
@@ -154,12 +167,12 @@ def _average(problem: Problem, budget: int, samples: int) -> Model:
         mean: Tensor = sampler(problem.y.clone(), theirs)[0]
         return mean
 
-    return run, counter
+    return run, denoiser
 
 
 def _diffpir(problem: Problem, budget: int, samples: int) -> Model:
     dinv = _deepinv()
-    denoiser, counter = wrapped(problem.prior, unit=True)
+    denoiser = Denoiser(problem.prior, unit=True)
     half = physics(problem, problem.noise_std / 2)
     model = dinv.sampling.DiffPIR(
         denoiser, dinv.optim.data_fidelity.L2(), sigma=problem.noise_std / 2, max_iter=budget,
@@ -172,14 +185,14 @@ def _diffpir(problem: Problem, budget: int, samples: int) -> Model:
         mean: Tensor = 2 * model(y, half) - 1
         return mean
 
-    return run, counter
+    return run, denoiser
 
 
 def _dps(problem: Problem, budget: int, samples: int) -> Model:
-    denoiser, counter = wrapped(problem.prior)
+    denoiser = Denoiser(problem.prior)
     model = _deepinv().sampling.DPS(denoiser, weight=DPS_WEIGHT, num_steps=budget + 1, minus_one_one=False)
     theirs = physics(problem, problem.noise_std)
-    return lambda: model(problem.y.clone(), theirs, seed=0), counter
+    return lambda: model(problem.y.clone(), theirs, seed=0), denoiser
 
 
 _MODELS: dict[str, Callable[[Problem, int, int], Model]] = {

@@ -90,10 +90,8 @@ def _svg(figure: Any, name: str) -> str:
 
 def _style(row: Row, size: float = 8.0) -> dict[str, Any]:
     colour, marker = STYLES[row.method]
-    deepinv, tuned = (
-        row.method.startswith("deepinv-"),
-        row.settings == "tuned" and not row.method.startswith("deepinv-"),
-    )
+    deepinv = row.method.startswith("deepinv-")
+    tuned = row.settings == "tuned" and not deepinv
     return {
         "color": colour, "marker": marker, "markersize": size, "markerfacecolor": "white" if deepinv else colour,
         "markerfacecoloralt": "white", "fillstyle": "left" if tuned else "full", "markeredgecolor": colour,

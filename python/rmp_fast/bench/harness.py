@@ -1,4 +1,4 @@
-"""Times several ways of solving one problem in turns, after their results have been checked."""
+"""Times several ways of solving one problem on the CPU in turns, after their results have been checked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-__all__ = ["Arm", "CheckError", "Measured", "Result", "band", "measure", "peak_memory"]
+__all__ = ["Arm", "CheckError", "Measured", "Result", "band", "cores", "measure", "peak_memory"]
 
 #: Calls longer than this, in seconds, are their own warm-up: what a first call does besides is nothing beside them.
 LONG = 20.0
@@ -26,9 +25,11 @@ SHORT = 2.0
 SAMPLER_TOLERANCE = 0.01
 #: Most samples of an arm.
 MOST_ROUNDS = 25
+#: What an arm may raise and is dropped for; everything else is an error of the benchmark.
+FAILURES = (RuntimeError, ValueError, TypeError, MemoryError)
 
 
-class CheckError(Exception):
+class CheckError(RuntimeError):
     """A result that failed its check; the message says which and how."""
 
 
@@ -136,7 +137,7 @@ def measure(
         on_start(arm)
         try:
             measured, call = _first_calls(arm)
-        except (CheckError, RuntimeError, ValueError, TypeError, MemoryError) as cause:
+        except FAILURES as cause:
             on_wrong(arm, _told(cause))
             continue
         if measured.seconds:
@@ -150,7 +151,7 @@ def measure(
         for measured, call in open_arms[shift:] + open_arms[:shift]:
             try:
                 _sample(measured, call)
-            except (CheckError, RuntimeError, ValueError, MemoryError) as cause:
+            except FAILURES as cause:
                 on_wrong(measured.arm, _told(cause))
                 ready = [(m, c) for m, c in ready if m is not measured]
                 continue
@@ -158,9 +159,11 @@ def measure(
     return [measured for measured, _ in ready]
 
 
-def _told(cause: BaseException) -> str:
+def _told(cause: Exception) -> str:
     first = str(cause).strip().partition("\n")[0]
-    return first or type(cause).__name__
+    if isinstance(cause, CheckError):
+        return first
+    return f"{type(cause).__name__}: {first}" if first else type(cause).__name__
 
 
 def _wants_more(measured: Measured, turn: int, budget: float, least_rounds: int) -> bool:
@@ -177,13 +180,9 @@ def _first_calls(arm: Arm) -> tuple[Measured, Callable[[], Result]]:
         result = call()
     first = time.perf_counter() - made
     checked = arm.check(result)
-    measured = Measured(arm, result, checked, time.perf_counter() - started, peak.bytes)
     if first > LONG and not arm.compiles:
-        measured.warm_up_seconds = None
-        measured.seconds.append(first)
-        measured.parts.append(result.seconds)
-        return measured, call
-    measured.warm_up_seconds = first + made - started
+        return Measured(arm, result, checked, None, peak.bytes, [first], [result.seconds]), call
+    measured = Measured(arm, result, checked, made - started + first, peak.bytes)
     if first > SHORT:
         return measured, call
     with peak_memory() as peak:
@@ -196,18 +195,12 @@ def _sample(measured: Measured, call: Callable[[], Result]) -> None:
     gc.collect()
     started = time.perf_counter()
     result = call()
-    _synchronise(result.mean)
     seconds = time.perf_counter() - started
     gap = float((result.mean - measured.result.mean).double().square().mean().sqrt())
     if not gap <= measured.arm.tolerance:
         raise CheckError(f"a timed call differs from the first by {gap:.2g} (root mean square), got the same input")
     measured.seconds.append(seconds)
     measured.parts.append(result.seconds)
-
-
-def _synchronise(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
 
 
 @dataclasses.dataclass
@@ -219,16 +212,8 @@ class Peak:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Most memory that the block holds beyond what was held before: resident on Linux, or on the CUDA device."""
+    """Most resident memory that the block holds beyond what was held before; None but on Linux."""
     peak = Peak()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield peak
-        torch.cuda.synchronize()
-        peak.bytes = torch.cuda.max_memory_allocated() - before
-        return
     known = _reset_resident_peak()
     resident = _status("VmRSS") if known else None
     yield peak

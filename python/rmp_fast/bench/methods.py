@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import baselines, presets, reference, schedules
+from .. import baselines, engine, presets, reference, schedules
 from ..plan import Estimate, Plan
 from ..priors import Prior
-from ..priors.network import NetworkPrior
 from . import deepinv_arms, eager
 from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
-__all__ = ["COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
+__all__ = ["AVERAGES", "BACKWARD", "COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
 
 #: What every name of ``--methods`` stands for.
 METHODS = {
@@ -29,7 +26,7 @@ METHODS = {
     "rmp-untuned": "RMP, untuned levels",
     "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
     "eager": "RMP, untuned levels, in plain eager torch",
-    "eager-compiled": "the same, network under torch.compile",
+    "eager-compiled": "the same, network compiled",
     "ddrm": "DDRM",
     "diffpir": "DiffPIR",
     "pigdm": "PiGDM",
@@ -43,9 +40,11 @@ METHODS = {
     "deepinv-average": "deepinv's DiffusionSampler, mean of DDRM samples",
 }
 OURS = ("rmp", "rmp-compiled", "rmp-untuned", "rmp-untuned-compiled")
+BACKWARD = ("pigdm", "dps", "deepinv-dps")
+AVERAGES = ("average", "deepinv-average")
 COMPILED = ("rmp-compiled", "rmp-untuned-compiled", "eager-compiled")
 SAMPLES = 16
-INNER, RELAXATION = 2, 1.4  # of the untuned chain
+RELAXATION = 1.4  # of the untuned chain
 
 #: Budgets of a method: evaluations of one sample.
 BUDGETS = {
@@ -129,17 +128,22 @@ def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
 
 def untuned(evaluations: int) -> dict[str, Any]:
     """Options of the chain that nobody tuned, with at most so many evaluations."""
-    inner = min(INNER, evaluations)
-    return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner, "relaxation": RELAXATION}
+    return {**presets.for_task("denoise", "untuned", evaluations), "relaxation": RELAXATION}
 
 
-def compiled(prior: Prior) -> Prior:
-    """The same prior with its network under ``torch.compile``."""
-    if not isinstance(prior, NetworkPrior):
-        raise ValueError(f"the prior {prior.name!r} is no network that could be compiled")
-    other = copy.copy(prior)
-    other.network = torch.compile(prior.network)  # type: ignore[assignment]
-    return other
+def compiled(problem: Problem) -> Prior:
+    """The problem's prior with its network compiled as a plan compiles it, so that both run the same."""
+    return _surely_compiled(engine.prepare(
+        problem.prior, [problem.shape], compile=True, precision="float32", channels_last=None, gradients=False,
+        backend="torch", device=problem.truth.device, dtype=problem.truth.dtype,
+    ))  # fmt: skip
+
+
+def _surely_compiled(prior: Prior) -> Prior:
+    """``prior``, or CheckError where its network runs eagerly after all: its row would tell another's time."""
+    if not engine.stats_of(prior).get("compiled"):
+        raise CheckError("the network could not be compiled")
+    return prior
 
 
 def _rmp(problem: Problem, name: str, budget: int) -> Arm:
@@ -148,20 +152,17 @@ def _rmp(problem: Problem, name: str, budget: int) -> Arm:
     evaluations = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
     tolerance = problem.tolerance(evaluations)
 
-    def plan(prior: Prior, **more: Any) -> Plan:
-        return Plan(problem.op, prior, problem.shape, problem.noise_std, **options, **more)
+    def plan(**more: Any) -> Plan:
+        return Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options, **more)
 
     def make() -> Callable[[], Result]:
-        if name not in COMPILED:
-            made = plan(problem.prior)
-        elif "compile" in inspect.signature(Plan).parameters:
-            made = plan(problem.prior, compile=True)
-        else:
-            made = plan(compiled(problem.prior))
+        made = plan(compile=name in COMPILED)
+        if name in COMPILED:
+            _surely_compiled(made.network)
         return lambda: _result(made.execute(problem.y, seeds=problem.seeds))
 
     def check(result: Result) -> str:
-        plain = plan(problem.prior, backend="torch").execute(problem.y, seeds=problem.seeds)
+        plain = plan(backend="torch").execute(problem.y, seeds=problem.seeds)
         return _equal(result, plain.mean, tolerance, "the chain in plain torch (backend='torch')", evaluations)
 
     settings = "preset" if "looks" in options else "untuned"
@@ -210,7 +211,7 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
         return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
 
     def make() -> Callable[[], Result]:
-        prior = compiled(problem.prior) if name in COMPILED else problem.prior
+        prior = compiled(problem) if name in COMPILED else problem.prior
 
         def call() -> Result:
             generator = torch.Generator().manual_seed(0)
@@ -265,7 +266,7 @@ def _baseline(
     if reason is not None:
         raise ValueError(f"{method} cannot serve {problem.task}: {reason}")
     forward = budget * samples
-    cost = forward * (3 if method in ("dps", "pigdm") else 1)
+    cost = forward * (3 if method in BACKWARD else 1)
 
     def call(items: slice = slice(None)) -> Result:
         y, seeds = problem.y[items], problem.seeds[items]

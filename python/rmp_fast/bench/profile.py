@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import backends
+from .. import backends, ranges
 from ..plan import Plan
 from . import observe
 from .cost import Work
@@ -21,10 +21,8 @@ from .cost import Work
 __all__ = ["PHASES", "profile"]
 
 #: Of the wall's time of an execution; ``python``: what is left, checks and copies of the edge included.
-PHASES = ("start", "network", "operator", "step", "python")
+PHASES = (*ranges.PHASES, "python")
 _MOST_OPERATIONS = 12
-
-
 #: Numbers of a plain copy, 128 MB read and written: more than caches hold.
 _COPIED = 1 << 24
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import importlib
 import os
 import pathlib
 import shlex
@@ -18,20 +17,19 @@ import torch
 from torch import Tensor
 
 from .. import images, priors
-from ..bench import analysis, figures, harness, methods, page
+from ..bench import analysis, deepinv_arms, figures, harness, methods, page, roofline
 from ..bench.harness import Arm, Measured
 from ..bench.problem import Problem, network_rounding
 from ..bench.results import Results, commit, row, table
 from . import panel, record
-from .inputs import make_output_folder
+from .inputs import make_output_folder, refuse_results
 from .parsers.bench import SECTIONS
-from .problems import LINEAR_TASKS, Clean, clean_images, problem, settings_of, tiled
+from .problems import NOISE_STD, Clean, clean_images, problem, settings_of, tiled
 from .tasks import Settings, choice
 from .usage import UsageError, check_numbers
 
 __all__ = ["run"]
 
-NOISE_STD = {"photo": 0.02, "fashion": 0.025}
 OUTPUTS = ("bench.json", "bench.csv", "bench.html")
 
 
@@ -105,7 +103,8 @@ class Bench:
         for name in options.methods or ():
             choice("--methods", name, tuple(methods.METHODS))
         tasks = list(dict.fromkeys(options.task or ["inpaint_random"]))
-        self.tasks = {task: settings_of(options, choice("--task", task, LINEAR_TASKS)) for task in tasks}
+        self.tasks = {task: settings_of(options, task) for task in tasks}
+        refuse_results(options.out, OUTPUTS, options.force)
         extent = EXTENTS[options.prior, options.quick]
         self.batches = sorted(set(options.batch or extent.batch))
         if self.batches[0] < 1:
@@ -123,10 +122,11 @@ class Bench:
         self.rounding = network_rounding(self.prior, (1, *shape)) if self._fits(shape) else 0.0
         for task, settings in self.tasks.items():
             self.problems[task] = self._problem(settings, self.clean)
-        self._check_folder()
+        self._make_folder()
         self.chosen = tuple(dict.fromkeys(options.methods or methods.METHODS))
         self.wrong = False
         environment = record.environment()
+        environment["versions"] |= deepinv_arms.version()
         environment |= {
             "commit": commit(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -153,18 +153,17 @@ class Bench:
     def _problem(self, settings: Settings, clean: Sequence[Clean]) -> Problem:
         return problem(settings, self.prior, clean, self.options.noise_std, self.options.seed, self.rounding)
 
-    def _check_folder(self) -> None:
+    def _make_folder(self) -> None:
         out: pathlib.Path = self.options.out
-        there = [name for name in OUTPUTS if (out / name).exists()]
-        if there and not self.options.force:
-            raise UsageError(f"`--out` {out} has results already ({', '.join(there)}); add --force to replace them")
         make_output_folder(out)
-        for name in [*there, *(path.name for path in out.glob("pictures_*.png"))]:
-            (out / name).unlink()
+        for path in [*(out / name for name in OUTPUTS), *out.glob("pictures_*.png")]:
+            path.unlink(missing_ok=True)
 
     def run(self) -> None:
         """Measure the sections one after the other."""
         asked = self.options.sections
+        skipped = [name for name in self.chosen if name not in self._affordable()]
+        self._leave_out("", "", skipped, "compiling takes minutes: not with --quick, unless --methods names it")
         if "quality" in asked:
             for task in self.tasks:
                 self._quality(task)
@@ -182,17 +181,15 @@ class Bench:
         arms, left_out = methods.arms(given, self._affordable(), self.options.evaluations)
         self._say_left_out("quality", task, left_out)
         if self.options.quick:
-            for arm in arms:
-                if arm.evaluations > QUICK:
-                    self._leave_out("quality", task, arm.label, "its chain is too long for --quick")
+            long = [arm.label for arm in arms if arm.evaluations > QUICK]
+            self._leave_out("quality", task, long, "too many evaluations for --quick")
             arms = [arm for arm in arms if arm.evaluations <= QUICK]
         measured = self._measure([("quality", given, arm) for arm in arms])
         _write_pictures(self, task, measured)
 
     def _batch(self, task: str) -> None:
         evaluations = self.options.evaluations or EQUAL
-        forward = [name for name in self._affordable() if name not in ("pigdm", "dps", "reddiff", "daps")]
-        chosen = [name for name in forward if name not in ("average", "deepinv-average", "deepinv-dps")]
+        chosen = [name for name in self._affordable() if name not in (*methods.BACKWARD, *methods.AVERAGES)]
         for batch in self.batches:
             given = self._problem(self.tasks[task], tiled(self.clean, batch))
             arms, left_out = methods.arms(given, chosen, evaluations)
@@ -201,13 +198,14 @@ class Bench:
 
     def _scaling(self, task: str) -> None:
         if not any(name in self.chosen for name in methods.OURS):
+            self._leave_out("scaling", task, ["scaling"], "it is of RMP, which --methods leaves out")
             return
         jobs = []
         for section, clean, evaluations in self._scales():
             try:
                 given = self._problem(self.tasks[task], clean)
             except UsageError as error:
-                self._leave_out(section, task, f"{clean[0].pixels.shape[1:]}", str(error))
+                self._leave_out(section, task, [f"{clean[0].pixels.shape[1:]}"], str(error))
                 continue
             (arm,), _ = methods.arms(given, ["rmp-untuned"], evaluations)
             jobs.append((section, given, arm))
@@ -226,13 +224,12 @@ class Bench:
 
     def _roofline(self) -> None:
         """Our kernels on this machine, as ``rmp-fast roofline`` has them."""
-        try:
-            roofline = importlib.import_module("rmp_fast.bench.roofline")
-        except ImportError as cause:
-            self._leave_out("roofline", "", "roofline", f"it cannot be measured: {cause}")
-            return
         side = min(128 if self.options.quick else 256, *self.clean[0].pixels.shape[1:])
-        measured = roofline.measure(images=(1,), side=side, threads=(torch.get_num_threads(),))
+        try:
+            measured = roofline.measure(images=(1,), side=side, threads=(torch.get_num_threads(),))
+        except RuntimeError as cause:  # there is no compiled extension
+            self._leave_out("roofline", "", ["the kernels' roofline"], str(cause))
+            return
         largest: dict[str, dict[str, Any]] = {}
         for kernel in measured["kernels"]:
             if kernel["bytes"] >= largest.get(kernel["kernel"], kernel)["bytes"]:
@@ -260,7 +257,7 @@ class Bench:
         def drop(arm: Arm, reason: str) -> None:
             section, found = given[id(arm)]
             self.wrong = True
-            self._leave_out(section, found.task, arm.label, reason)
+            self._leave_out(section, found.task, [arm.label], reason)
 
         def say(arm: Arm) -> None:
             if sys.stderr.isatty():
@@ -275,16 +272,17 @@ class Bench:
         return done
 
     def _say_left_out(self, section: str, task: str, left_out: dict[str, str]) -> None:
-        for name, reason in left_out.items():
-            self._leave_out(section, task, name, reason)
+        for reason in dict.fromkeys(left_out.values()):
+            self._leave_out(section, task, [name for name, why in left_out.items() if why == reason], reason)
 
-    def _leave_out(self, section: str, task: str, what: str, why: str) -> None:
-        known = any(
-            (e["what"].partition("-")[0], e["why"]) == (what.partition("-")[0], why) for e in self.results.left_out
-        )
-        if not known:
-            print(f"rmp-fast bench: left out {what} ({task}): {why}", file=sys.stderr)
-        self.results.leave_out(section, task, what, why)
+    def _leave_out(self, section: str, task: str, names: Sequence[str], why: str) -> None:
+        told = {(entry["what"], entry["why"]) for entry in self.results.left_out}
+        new = [name for name in names if (name, why) not in told]
+        if new:
+            of_task = f" ({task})" if task else ""
+            print(f"rmp-fast bench: left out {', '.join(new)}{of_task}: {why}", file=sys.stderr)
+        for name in names:
+            self.results.leave_out(section, task, name, why)
 
 
 def _load() -> str:
@@ -311,15 +309,11 @@ def _print(results: Results) -> None:
         for task in dict.fromkeys(r.task for r in results.of(section)):
             print(f"\n{section}: {task}\n{table(results.of(section, task))}")
     for r in analysis.time_to_quality(results.of("quality")):
-        if r.ratio is None:
-            print(
-                f"{r.task}: {r.what} ({r.peer.label}) is {r.peer.psnr - r.best.psnr:.2f} dB better than {r.best.label}"
-            )
+        other = f"{r.what} ({r.peer.label})"
+        if r.ours is None or r.ratio is None:
+            print(f"{r.task}: {other} is {r.peer.psnr - r.best.psnr:.2f} dB better than {r.best.label}")
         else:
-            assert r.ours is not None
-            print(
-                f"{r.task}: {r.ours.label} is as good as {r.what} ({r.peer.label}) in 1/{1 / r.ratio:.3g} of its time"
-            )
+            print(f"{r.task}: {r.ours.label} is as good as {other} in 1/{1 / r.ratio:.3g} of its time")
 
 
 def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from ..images import EXTENSIONS
 from .usage import UsageError
 
-__all__ = ["ARRAYS", "PICTURES", "check_outputs", "collect_inputs", "make_output_folder", "output_names"]
+__all__ = ["ARRAYS", "PICTURES", "check_outputs", "collect_inputs", "make_output_folder", "output_names",
+           "refuse_results"]  # fmt: skip
 
 
 # What files are called, and the ends of their names.
@@ -85,6 +86,13 @@ def check_outputs(
 def output_names(file: pathlib.Path, suffix: str) -> tuple[str, str, str]:
     """Names of the restoration, the panel and the sidecar of an input file."""
     return file.stem + suffix, f"{file.stem}_panel.png", f"{file.stem}.json"
+
+
+def refuse_results(out: pathlib.Path, names: Iterable[str], force: bool) -> None:
+    """Refuse a folder that has any of these files already, unless ``force``."""
+    there = [name for name in names if (out / name).exists()]
+    if there and not force:
+        raise UsageError(f"`--out` {out} has results already ({', '.join(there)}); add --force to replace them")
 
 
 def make_output_folder(out: pathlib.Path) -> None:

@@ -15,9 +15,8 @@ from ..bench import figures
 from ..bench.latency import histogram, overhead, percentiles, repeated
 from ..plan import Plan
 from . import record
-from .bench import NOISE_STD
-from .inputs import make_output_folder
-from .problems import LINEAR_TASKS, clean_images, problem, settings_of, tiled
+from .inputs import make_output_folder, refuse_results
+from .problems import NOISE_STD, clean_images, problem, settings_of, tiled
 from .tasks import choice
 from .usage import UsageError, check_numbers
 
@@ -39,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"`--seconds` must be a finite number > 0, got {options.seconds}")
     if min(options.batch) < 1:
         raise UsageError(f"`--batch` must be whole numbers of at least 1, got {min(options.batch)}")
-    settings = settings_of(options, choice("--task", options.task, LINEAR_TASKS))
+    settings = settings_of(options, options.task)
+    if options.out is not None:
+        refuse_results(options.out, OUTPUTS, options.force)
     clean = clean_images(options, max(options.batch), options.size)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         for batch in sorted(set(options.batch))
     }
     if options.out is not None:
-        _check_folder(options)
+        make_output_folder(options.out)
     chain = presets.for_task(options.task, prior, options.evaluations)
     environment = record.environment()
     print(
@@ -75,13 +76,6 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(f"no latency.svg: {missing}")
     return 0
-
-
-def _check_folder(options: argparse.Namespace) -> None:
-    there = [name for name in OUTPUTS if (options.out / name).exists()]
-    if there and not options.force:
-        raise UsageError(f"`--out` {options.out} has results already ({', '.join(there)}); add --force to replace them")
-    make_output_folder(options.out)
 
 
 def _entry(batch: int, evaluations: int, seconds: list[float], shares: Any) -> dict[str, Any]:

@@ -21,9 +21,12 @@ from .inputs import collect_inputs
 from .tasks import Settings, choice, derive_seed, resolve
 from .usage import UsageError
 
-__all__ = ["CROPS", "LINEAR_TASKS", "Clean", "clean_images", "problem", "settings_of", "tiled"]
+__all__ = ["CROPS", "LINEAR_TASKS", "NOISE_STD", "Clean", "clean_images", "photographs", "problem", "settings_of",
+           "tiled"]  # fmt: skip
 
 LINEAR_TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur")
+#: Of the measurement noise of each prior, where black is 0 and white 1.
+NOISE_STD = {"photo": 0.02, "fashion": 0.025}
 #: The strength of each degradation that the presets of a prior were tuned for, where it is not the task's own.
 STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "fashion": {
@@ -77,7 +80,7 @@ def clean_images(options: argparse.Namespace, count: int, size: int | None) -> l
     elif options.prior == "fashion":
         found = _fashion(options.data, count)
     else:
-        found = _photos(count)
+        found = photographs(count)
     if size is not None:
         found = [_cut(image, size) for image in found]
     for image in found[1:]:
@@ -89,7 +92,8 @@ def clean_images(options: argparse.Namespace, count: int, size: int | None) -> l
     return found
 
 
-def _photos(count: int) -> list[Clean]:
+def photographs(count: int) -> list[Clean]:
+    """At most so many of :data:`CROPS`."""
     from skimage import data
 
     found = []

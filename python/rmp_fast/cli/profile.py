@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import numpy as np
-import skimage.data
 import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
@@ -17,7 +16,8 @@ from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
 from .compare import chain_options, to_prior_range
-from .inputs import make_output_folder
+from .inputs import make_output_folder, refuse_results
+from .problems import photographs
 from .roofline import table
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
     choice("--prior", options.prior, tuple(priors.BUNDLED))
     out = options.out
     if out is not None:
-        there = [str(out / name) for name in _FILES if (out / name).exists()]
-        if there and not options.force:
-            raise UsageError(f"`--out` {' and '.join(there)} exist; choose another folder or add --force")
+        refuse_results(out, _FILES, options.force)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     prior = priors.load(options.prior)
@@ -83,7 +81,7 @@ def _picture(options: argparse.Namespace, grey: bool) -> NDArray[np.float32]:
     """The middle of the image, (C, H, W) on [0, 1]: cut to a square, and scaled where that is not of the size."""
     side = options.size or (32 if options.prior == "fashion" else 256)
     if options.image is None:
-        pixels = np.moveaxis(skimage.data.astronaut()[:256, 96:352], -1, 0).astype(np.float32) / 255
+        pixels = photographs(1)[0].pixels
     else:
         if not options.image.is_file():
             raise UsageError(f"`--image` {options.image} does not exist")

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..bench import roofline
+from ..bench.devices import DEVICES
 from ..images import write_atomically
 from .tasks import choice
 from .usage import UsageError
@@ -16,9 +18,6 @@ __all__ = ["render", "run", "table"]
 
 def run(options: argparse.Namespace) -> int:
     """Print the model's table; exit code 0, whatever it says."""
-    from ..bench import roofline
-    from ..bench.devices import DEVICES
-
     choice("--device", options.device, (*DEVICES, "cpu"))
     names = options.tasks or list(roofline.MEASURED if options.device == "cpu" else roofline.TASKS)
     for name in names:
