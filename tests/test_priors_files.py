@@ -232,7 +232,7 @@ def test_options_and_paths_that_are_refused(tmp_path: pathlib.Path) -> None:
     cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (FileNotFoundError, "does not exist, and no bundled prior is called that", lambda: rmp.priors.open("nowhere")),
         (FileNotFoundError, "`path` nowhere is no file", lambda: rmp.priors.from_guided_diffusion("nowhere")),
-        (TypeError, "`path` must be a file name, got int", lambda: rmp.priors.from_safetensors(3)),  # type: ignore[arg-type]
+        (TypeError, "`path` must be a file name, got int", lambda: rmp.priors.from_safetensors(3)),
         (ValueError, "it has no configuration of that kind", lambda: rmp.priors.open(tmp_path)),
         (ValueError, "the bundled prior 'photo' takes no options, got", lambda: rmp.priors.open("photo", label=3)),
         (ValueError, "`depth` is no option of the network; those are", lambda: rmp.priors.open(path, depth=3)),
