@@ -116,8 +116,8 @@ class Chain:
         self._prior = (prior or open_prior(options.prior)).to(device)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
-        tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
-        if not given and tuned and "looks" in tuned:
+        tuned = presets.for_operator(task.name, self._prior, options.evaluations)
+        if not given and "looks" in tuned:
             self._plan_options = tuned
             self._evaluations = len(tuned["looks"])
             columns = dataclasses.asdict(tuned["looks"])
