@@ -237,6 +237,7 @@ def test_options_and_paths_that_are_refused(tmp_path: pathlib.Path) -> None:
         (ValueError, "the bundled prior 'photo' takes no options, got", lambda: rmp.priors.open("photo", label=3)),
         (ValueError, "`depth` is no option of the network; those are", lambda: rmp.priors.open(path, depth=3)),
         (ValueError, "over 64 channels cannot have heads of 48", lambda: rmp.priors.open(path, head_channels=48)),
+        (ValueError, "`head_channels` must be at least 1, got 0", lambda: rmp.priors.open(path, head_channels=0)),
         (ValueError, "this one has no classes, got 3", lambda: small(label=3)),
         (TypeError, "`label` must be the index of a class, got str", lambda: rmp.priors.open(path, label="cat")),
         (ValueError, "`betas` must be one of 'linear', 'cosine', got 'cos'", lambda: small(betas="cos")),
