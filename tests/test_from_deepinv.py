@@ -194,10 +194,15 @@ def test_a_reconstructor_takes_every_measurement(name: str) -> None:
     estimate = model.estimate(y, physics, seeds)
     assert estimate.ok.all()
     assert torch.equal(model(y, physics, seeds=seeds), estimate.mean)
-    again = physics.A(estimate.mean)
-    left = again - y if isinstance(y, Tensor) else torch.cat([(a - b).flatten() for a, b in zip(again, y, strict=True)])
-    size = y if isinstance(y, Tensor) else torch.cat([part.flatten() for part in y])
-    assert float(left.norm()) < 0.35 * float(size.norm())
+
+    def unexplained(image: Tensor) -> float:
+        measured = physics.A(image)
+        pairs = [(measured, y)] if isinstance(y, Tensor) else zip(measured, y, strict=True)
+        return float(torch.cat([(a - b).flatten() for a, b in pairs]).norm())
+
+    # Of what the prior's mean leaves unexplained, a posterior mean leaves sigma^2 / (g^2 / 16 + sigma^2) in a direction
+    # of gain g: 0.04 where g = 1, and more in weak ones, which hold little of the measurement.
+    assert unexplained(estimate.mean) < 0.3 * unexplained(torch.full_like(estimate.mean, 0.5))
 
 
 def test_a_reconstructor_with_a_deepinv_denoiser_and_a_nonlinear_physics() -> None:
