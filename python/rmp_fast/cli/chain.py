@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends, engine, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
-from ..priors import NetworkPrior, Prior
+from ..priors import BUNDLED, NetworkPrior, Prior
 from ..reconstruction import automatic_tile
 from ..tiling import Tiled, check_sizes
 from . import degrade, record
@@ -260,7 +261,7 @@ class Chain:
             "operator": task.name,
             **{key: value for key, value in task.options.items() if key not in TASKS[task.name].fixed},
             "simulate": options.simulate,
-            "prior": options.prior,
+            "prior": options.prior if options.prior in BUNDLED else pathlib.Path(options.prior),
             "noise_std": options.noise_std,
             "out": options.out,
             "evaluations": options.evaluations,
