@@ -124,7 +124,8 @@ class Problem:
         arguments = () if evaluation is None else (evaluation,)
         step.step(look, self.denoised.data_ptr(), mirror, *arguments)
 
-    def check(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+    def assert_agrees(self, path: str, look: int = 1, evaluation: int | None = None) -> None:
+        """The step of ``path`` does to every buffer what the oracle says."""
         expected = self.expected(look, look + 1 if evaluation is None else evaluation)
         self.run(path, look, evaluation)
         assert_close(self.next_mean, expected.mean, STEP_BOUND, "mean")

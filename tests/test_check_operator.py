@@ -46,6 +46,14 @@ class Undefined(Right):
     def A(self, x):
         return super().A(x) / 0
 
+class Listed(Right):
+    def A(self, x):
+        return [super().A(x)]
+
+class Doubling(Right):
+    def A(self, x):
+        return super().A(x).double()
+
 class AloneA:
     def A(self, x):
         return 3 * x
@@ -85,6 +93,8 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
         ("Random", 1, "FAILS: A is random or keeps state"),
         ("Undefined", 1, "nan"),
         ("Misshapen", 2, "`adjoint(y)` must have shape (2, 1, 5, 7), got (2, 1, 5, 6)"),
+        ("Listed", 2, "TypeError: `A(x)` must be a torch.Tensor, got list"),
+        ("Doubling", 2, "TypeError: `A(x)` must be torch.float32 as its input, got torch.float64"),
         ("broken", 2, "RuntimeError: no camera"),
         ("number", 2, "must have a function A(x), got int"),
         ("nothing", 2, "cannot be imported"),
@@ -107,13 +117,17 @@ def test_errors_are_measured_in_units_of_the_norms() -> None:
     assert 1e-6 < findings["adjoint"].error < 1e-3  # 0.001 of a product that is smaller than the norms
     assert findings["linear"].error < 1e-12
     assert len(check_operator.check(op.A, op.adjoint, (2, 1, 4, 4), linear=False)) == 2
+    with pytest.raises(ValueError, match=r"`shape` must be \(B, ...\) with B >= 2, to compare items, got \(1, 4\)"):
+        check_operator.check(op.A, None, (1, 4))
+    with pytest.raises(TypeError, match=r"`dtype` must be torch.float32 or torch.float64, got torch.float16"):
+        check_operator.check(op.A, None, (2, 4), dtype=torch.float16)
 
 
 def test_arguments(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_operator.main(["mine_to_check"]) == 2
     assert "must be given as module:name, got 'mine_to_check'" in capsys.readouterr().err
     assert check_operator.main(["mine_to_check:Right", "--batch", "1"]) == 2
-    assert "`--batch` must be at least 2" in capsys.readouterr().err
+    assert "`--batch` must be at least 2 and `--shape` positive, got 1 and [3, 32, 32]" in capsys.readouterr().err
     assert check_operator.main(["mine_to_check:Mixing", "--nonlinear", "--dtype", "float64", "--shape", "4"]) == 1
 
 

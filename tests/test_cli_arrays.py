@@ -175,10 +175,14 @@ def test_damaged_array_is_named_and_skipped(
     np.save(tmp_path / "good.npy", np.ones((12, 12)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:200])
     np.save(tmp_path / "line.npy", np.ones(5))
+    np.save(tmp_path / "complex_line.npy", np.ones(5, complex))
+    np.save(tmp_path / "vast.npy", np.full((12, 12), 1e39))
     assert run(out, tmp_path, "--operator=phase_retrieval", "--starts=1") == 1
     errors = capsys.readouterr().err
     assert "cut.npy: cannot be read as an array of numbers" in errors
-    assert "line.npy: must have two to four axes, got shape (5,)" in errors
+    for name in ("/line.npy", "complex_line.npy"):
+        assert f"{name}: must have two to four axes, of complex numbers two or three, got shape (5,)" in errors
+    assert "vast.npy: must hold numbers of float32, got up to 1e+39" in errors
     assert (out / "good.png").exists()
 
 

@@ -26,11 +26,12 @@ def test_gaussian_errors_of_the_stated_variance_are_calibrated() -> None:
     # Five standard errors of a share: 5 sqrt(p (1 - p) / n).
     for share, expected in zip(found.within, (0.682689, 0.954500, 0.997300), strict=True):
         assert abs(share - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
-    assert found.ratio == pytest.approx(1, abs=0.02)
-    # Corr(v, v e^2) = Var(v) / sqrt(Var(v) (3 E[v^2] - E[v]^2)), v = deviation^2.
+    # Five standard errors of E[v e^2] / E[v], v = deviation^2.
     v = deviation.square()
+    assert found.ratio == pytest.approx(1, abs=5 * float((3 * v.square().mean() / v.mean() ** 2 - 1) / n) ** 0.5)
+    # Corr(v, v e^2) = Var(v) / sqrt(Var(v) (3 E[v^2] - E[v]^2)); over other seeds it spreads by 0.0015.
     exact = v.var() / (v.var() * (3 * v.square().mean() - v.mean() ** 2)).sqrt()
-    assert found.correlation == pytest.approx(float(exact), abs=0.02)
+    assert found.correlation == pytest.approx(float(exact), abs=5 * 0.0015)
     doubled = calibration(deviation * 2, v, truth)
     assert doubled.within == (0.0, 1.0, 1.0)
     assert doubled.ratio == pytest.approx(0.25)

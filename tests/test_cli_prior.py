@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
@@ -42,6 +43,18 @@ def test_weights_of_guided_diffusion_restore(tmp_path: pathlib.Path) -> None:
     torch.save(network.state_dict(), tmp_path / "ema.pt")
     assert restore(tmp_path, tmp_path / "ema.pt") == 0
     assert images.probe(tmp_path / "out" / "grey.png").shape == (1, 16, 16)
+
+
+def test_the_recorded_command_finds_the_prior_from_any_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes((_FOLDER / "fashion.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert restore(tmp_path, "mine.safetensors") == 0
+    assert f"--prior={copy.resolve()}" in shlex.split(
+        json.loads((tmp_path / "out" / "grey.json").read_text())["command"]
+    )
 
 
 def test_the_digest_of_a_folder_is_of_its_files_and_their_names(tmp_path: pathlib.Path) -> None:

@@ -166,6 +166,11 @@ ERRORS: list[tuple[type[Exception], str, Callable[[], object]]] = [
     ),
     (
         ValueError,
+        "`fn` must be linear, got results that differ by nan",
+        lambda: from_callable(lambda x: x + 0 * x.acos(), (6,), (6,), linear=True),  # the trial reaches beyond 1
+    ),
+    (
+        ValueError,
         "`adjoint` must be that of `fn`, <fn(x), y> = <x, adjoint(y)>, got",
         lambda: from_callable(forward, (4,), (6,), lambda y: 1.01 * backward(y), linear=True),
     ),

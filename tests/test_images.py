@@ -34,6 +34,11 @@ def assert_reads(path: pathlib.Path, levels: np.ndarray, depth: int) -> images.I
     assert image.pixels.dtype == np.float32
     assert image.depth == depth
     assert images.probe(path) == images.ImageHeader(expected.shape, depth)
+    with path.open("rb") as file:
+        file.seek(9)
+        again = images.read(file)
+        assert images.probe(file) == images.ImageHeader(expected.shape, depth)
+    np.testing.assert_array_equal(again.pixels, image.pixels)
     return image
 
 

@@ -50,42 +50,42 @@ INTERPRETED_SHAPES = [(3, 1, 7, 5), (3, 1, 37, 28)]
 @pytest.mark.parametrize("mode", MODES)
 def test_step(path: str, mode: str, correction: str) -> None:
     for shape in cases(path, SHAPES, INTERPRETED_SHAPES):
-        Problem(shape, **MODES[mode], **CORRECTIONS[correction]).check(path)
+        Problem(shape, **MODES[mode], **CORRECTIONS[correction]).assert_agrees(path)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_step_of_every_remainder(path: str, mode: str) -> None:
     for size in cases(path, range(1, 71), (1, 2, 3, 4, 127, 129)):
-        Problem((2, size), correction="mask", masks=2, seed=size, **MODES[mode]).check(path)
+        Problem((2, size), correction="mask", masks=2, seed=size, **MODES[mode]).assert_agrees(path)
 
 
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("mode", MODES)
 def test_step_of_no_and_one_item(path: str, mode: str, batch: int) -> None:
-    Problem((batch, 3, 9, 4), correction="block_average", factor=4, **MODES[mode]).check(path)
+    Problem((batch, 3, 9, 4), correction="block_average", factor=4, **MODES[mode]).assert_agrees(path)
 
 
 @pytest.mark.parametrize("factor", [1, 5, 8, 16])
 def test_step_with_blocks_wider_than_a_vector(path: str, factor: int) -> None:
     for shape in cases(path, [(2, 3, 33, 70)], [(2, 1, 33, 36), (1, 1, 17, 22)]):
-        Problem(shape, correction="block_average", factor=factor).check(path)
+        Problem(shape, correction="block_average", factor=factor).assert_agrees(path)
 
 
 def test_step_takes_the_evaluation_it_is_told(path: str) -> None:
-    Problem((3, 50)).check(path, look=2, evaluation=4_000_000_000)
+    Problem((3, 50)).assert_agrees(path, look=2, evaluation=4_000_000_000)
 
 
 def test_previous_may_be_the_mean(path: str) -> None:
     problem = Problem((2, 77))
     problem.previous = problem.mean
-    problem.check(path)
+    problem.assert_agrees(path)
 
 
 def test_previous_may_be_the_next_mean(path: str) -> None:
     """As a chain of tuned looks has it: the mean before the last look gives its place to the next one."""
     problem = Problem((2, 77), in_place=False)
     problem.next_mean = problem.previous
-    problem.check(path)
+    problem.assert_agrees(path)
 
 
 def test_unperturbed_input_may_be_the_mean(path: str) -> None:
@@ -94,7 +94,7 @@ def test_unperturbed_input_may_be_the_mean(path: str) -> None:
     problem.looks[..., oracle.NEXT_STD] = 0
     if path == "cuda":
         pytest.skip("the table lies on the device, so there it is refused for any")
-    problem.check(path)
+    problem.assert_agrees(path)
 
 
 def test_perturbed_input_must_not_be_the_mean(cpu_path: str) -> None:
@@ -109,7 +109,7 @@ def test_curvature_stays_without_rate_or_perturbation(path: str, column: int) ->
     problem = Problem((2, 77), learned=True)
     problem.looks[1, 0, column] = 0
     before = problem.curvature.clone() if problem.curvature is not None else None
-    problem.check(path)
+    problem.assert_agrees(path)
     assert problem.curvature is not None
     assert before is not None
     assert problem.curvature[0] == before[0]
@@ -120,7 +120,7 @@ def test_curvature_stays_without_rate_or_perturbation(path: str, column: int) ->
 def test_precision_ratio_keeps_its_bounds(path: str, curvature: float) -> None:
     problem = Problem((2, 77), learned=True)
     problem.curvature = torch.full((2,), curvature)
-    problem.check(path)
+    problem.assert_agrees(path)
 
 
 @pytest.mark.parametrize("mode", ["control", "learned", "diagonal", "antithetic"])

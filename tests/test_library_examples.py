@@ -119,5 +119,23 @@ def test_export_refuses_what_it_cannot_do(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    with pytest.raises(ValueError, match="`size` must be at least 1, got 0"):
-        export.to_onnx(rmp.priors.load("fashion"), tmp_path / "f.onnx", (0, 32))
+    with pytest.raises(SystemExit) as refused:
+        export.main(["fashion", str(tmp_path / "f.onnx"), "--size", "0", "32"])
+    assert refused.value.code == 2
+    assert "`size` must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_an_export_that_is_not_finite_replaces_nothing(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=f"the export needs {package}")
+
+    class Root(torch.nn.Module):
+        def forward(self, x, s):
+            return x.sqrt() * s[:, None, None, None]  # NaN for half of the pixels
+
+    path = tmp_path / "root.onnx"
+    path.write_bytes(b"from before")
+    with pytest.raises(RuntimeError, match="differs from torch by nan"):
+        export.to_onnx(rmp.priors.NetworkPrior(Root(), 1, 0.25), path, (4, 4))
+    assert path.read_bytes() == b"from before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -50,4 +50,4 @@ def test_the_papers_settings(preset: str, evaluations: int) -> None:
 )
 def test_refusals(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        rmp.presets.for_task(*arguments)  # type: ignore[arg-type]
+        rmp.presets.for_task(*arguments)

@@ -47,7 +47,7 @@ def test_edm_modules_are_called_as_nvlabs_do() -> None:
     with pytest.raises(ValueError, match="this one has no classes, got 0"):
         rmp.priors.from_edm(Preconditioned(0), label=0)
     with pytest.raises(TypeError, match=r"`module` must be a torch.nn.Module, got function"):
-        rmp.priors.from_edm(lambda x, s: x)  # type: ignore[arg-type]
+        rmp.priors.from_edm(lambda x, s: x)
 
 
 def test_edm_of_a_real_network() -> None:
@@ -112,4 +112,4 @@ def test_a_deepinv_denoiser_denoises_as_a_prior() -> None:
     error = (prior.denoise(noisy, torch.tensor([0.2])) - square).square().mean()
     assert error < 0.4 * (noisy - square).square().mean()
     with pytest.raises(TypeError, match=r"`denoiser` must be a torch.nn.Module, got str"):
-        rmp.priors.from_deepinv("drunet")  # type: ignore[arg-type]
+        rmp.priors.from_deepinv("drunet")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from photos import EIGHT, central_crops
+from photos import EIGHT, central_crops, psnr
 from torch import Tensor
 
 import rmp_fast as rmp
@@ -184,7 +184,7 @@ def main() -> None:
                 continue
             truth, op, y = problem(task, count, args.data, args.prior)
             estimate = run(row, task, op, y, tuple(truth.shape), prior)
-            each = 10 * (4 / (estimate.mean.clamp(-1, 1) - truth).square().mean((1, 2, 3))).log10()
+            each = psnr(estimate.mean.clamp(-1, 1), truth)
             stats = estimate.stats
             values = (
                 args.prior, task, row.label, count, int(stats["evaluations"]), int(stats["backward_evaluations"]),

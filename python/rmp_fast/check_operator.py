@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import shape_text
+from ._checks import check_shape, check_tensor, shape_text
 from .operators.agreement import AGREEMENT, adjoint_mismatch, alone, mismatch
 
 __all__ = ["Finding", "check", "main"]
@@ -60,8 +60,13 @@ def check(
         dtype, device, seed: of the random images.
 
     Raises:
-        ValueError: a result of another shape than the images or their batch allow.
+        TypeError: another dtype, or a result that is no tensor of the images' dtype.
+        ValueError: fewer than two images, or a result of another shape than the images or their batch allow.
     """
+    if dtype not in AGREEMENT:
+        raise TypeError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}")
+    if not len(shape) or shape[0] < 2:
+        raise ValueError(f"`shape` must be (B, ...) with B >= 2, to compare items, got {shape_text(shape)}")
     generator = torch.Generator().manual_seed(seed)
     bound = AGREEMENT[dtype]
 
@@ -71,7 +76,7 @@ def check(
     x, other = drawn(shape), drawn(shape)
     with torch.no_grad():
         y = A(x)
-        _check_result("A(x)", y, (len(x), *y.shape[1:]), dtype)
+        _check_result("A(x)", y, None, x)
         findings = [
             Finding("same result twice", mismatch(A(x), y, y), bound, "A is random or keeps state"),
             Finding("items alone", mismatch(alone(A, x), y, y), bound, "A mixes the items of a batch"),
@@ -88,7 +93,7 @@ def check(
             return findings
         weights = drawn(y.shape)
         image = adjoint(weights)
-        _check_result("adjoint(y)", image, x.shape, dtype)
+        _check_result("adjoint(y)", image, x.shape, x)
         left, right, apart = adjoint_mismatch(y, weights, x, image)
         ratio = float(right[0] / left[0]) if left[0] != 0 else float("nan")
         advice = (
@@ -103,13 +108,12 @@ def check(
     return findings
 
 
-def _check_result(name: str, value: object, shape: Sequence[int], dtype: torch.dtype) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"`{name}` must have shape {shape_text(tuple(shape))}, got {shape_text(tuple(value.shape))}")
-    if value.dtype != dtype:
-        raise ValueError(f"`{name}` must be {dtype} as its input, got {value.dtype}")
+def _check_result(name: str, value: object, shape: Sequence[int] | None, x: Tensor) -> None:
+    """TypeError or ValueError unless ``value`` has x's dtype and ``shape``, or where that is None x's batch."""
+    result = check_tensor(name, value, floating=False)
+    check_shape(name, result, (len(x), *result.shape[1:]) if shape is None else shape)
+    if result.dtype != x.dtype:
+        raise TypeError(f"`{name}` must be {x.dtype} as its input, got {result.dtype}")
 
 
 def load(name: str) -> Any:
@@ -151,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check and print; the exit code."""
     options = _parser().parse_args(argv)
     if options.batch < 2 or min(options.shape) < 1:
-        print("`--batch` must be at least 2 and `--shape` positive", file=sys.stderr)
+        print(
+            f"`--batch` must be at least 2 and `--shape` positive, got {options.batch} and {options.shape}",
+            file=sys.stderr,
+        )
         return 2
     try:
         op = load(options.operator)

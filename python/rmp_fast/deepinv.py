@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from .reconstruction import reconstruct
 
 __all__ = ["RMP"]
 
-_models = optional("deepinv.models", "deepinv", "rmp_fast.deepinv")
+if TYPE_CHECKING:
+    Reconstructor = nn.Module  # what deepinv's is, which has no types
+else:
+    Reconstructor = optional("deepinv.models", "deepinv", "rmp_fast.deepinv").Reconstructor
 
 
-class RMP(_models.Reconstructor):  # type: ignore[misc, name-defined]
+class RMP(Reconstructor):
     """``model(y, physics)``: the estimated posterior mean by reverse mean propagation.
 
         model = rmp_fast.deepinv.RMP(rmp_fast.priors.load("photo"))

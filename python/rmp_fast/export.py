@@ -8,11 +8,14 @@ batch and one size of image; the embedding of the noise level is inside. The cha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -42,7 +45,7 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
     Raises:
         ImportError: a package of the extra ``onnx`` is missing.
         ValueError: an empty size, or a prior for any number of channels.
-        RuntimeError: the two differ by more than float32 rounding; no file is left then.
+        RuntimeError: the two differ by more than float32 rounding, or are not finite; nothing is written then.
     """
     runtime, _ = (optional(package, "onnx", "the export") for package in ("onnxruntime", "onnxscript"))
     if prior.network_channels is None:
@@ -53,27 +56,41 @@ def to_onnx(prior: NetworkPrior, path: pathlib.Path | str, size: tuple[int, int]
     s = torch.logspace(-1.7, 1.7, 3)
     x = torch.randn(3, prior.network_channels, height, width, generator=generator) * s[:, None, None, None]
     batch = torch.export.Dim("batch")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # They are of the exporter's own parts, and what it made is compared below.
-        warnings.simplefilter("ignore")
+    with _without_warnings():
         program = torch.onnx.export(
             prior.network, (x, s), dynamo=True, input_names=["x", "s"], output_names=["denoised"],
             dynamic_shapes={"x": {0: batch}, "s": {0: batch}}, verbose=False,
         )  # fmt: skip
     assert program is not None  # what torch.onnx.export promises with dynamo=True
-    program.save(str(path), external_data=False)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for items in (3, 1):
-        (found,) = session.run(None, {"x": x[:items].numpy(), "s": s[:items].numpy()})
-        expected = prior.denoise(x[:items], s[:items]).numpy()
-        for mine, theirs in zip(found, expected, strict=True):
-            worst = max(worst, float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)))
-    if not worst <= AGREEMENT:
-        path.unlink()
-        raise RuntimeError(f"the exported network differs from torch by {worst:.1e}, more than {AGREEMENT:.0e}")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".rmp-fast.") as folder:
+        written = pathlib.Path(folder) / path.name
+        program.save(str(written), external_data=False)
+        session = runtime.InferenceSession(str(written), providers=["CPUExecutionProvider"])
+        differences = []
+        for items in (3, 1):
+            (found,) = session.run(None, {"x": x[:items].numpy(), "s": s[:items].numpy()})
+            expected = prior.denoise(x[:items], s[:items]).numpy()
+            for mine, theirs in zip(found, expected, strict=True):
+                differences.append(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
+        worst = float(np.max(differences))  # NaN if any is
+        if not worst <= AGREEMENT:
+            raise RuntimeError(f"the exported network differs from torch by {worst:.1e}, more than {AGREEMENT:.0e}")
+        written.replace(path)
     return worst
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Those of the exporter are about parts of its own, and what it makes is compared with torch."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def to_csv(looks: schedules.Looks, path: pathlib.Path | str) -> None:
@@ -85,7 +102,7 @@ def to_csv(looks: schedules.Looks, path: pathlib.Path | str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """The command; returns its exit code, or exits with 2 where an argument cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m rmp_fast.export", description=__doc__.partition(":")[2].strip())
     parser.add_argument("prior", choices=priors.BUNDLED)
     parser.add_argument("output", type=pathlib.Path, help="the ONNX file to write")
@@ -94,13 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=presets.TASKS, default="sr4")
     parser.add_argument("--evaluations", type=int, default=20, help="budget of the chain")
     options = parser.parse_args(arguments)
-    settings = presets.for_task(options.task, options.prior, options.evaluations)
-    if options.looks and "looks" not in settings:
-        parser.error(
-            f"no chain was tuned for {options.task} with {options.prior} and {options.evaluations} evaluations"
-        )
     size = tuple(options.size or ((32, 32) if options.prior == "fashion" else (256, 256)))
-    worst = to_onnx(priors.load(options.prior), options.output, size)
+    try:
+        settings = presets.for_task(options.task, options.prior, options.evaluations)
+        if options.looks and "looks" not in settings:
+            raise ValueError(
+                f"no chain was tuned for {options.task} with {options.prior} and {options.evaluations} evaluations"
+            )
+        worst = to_onnx(priors.load(options.prior), options.output, size)
+    except (ImportError, OSError, ValueError) as cause:
+        parser.error(str(cause))
     print(f"{options.output}: {options.prior} for {size[0]}x{size[1]}, differs from torch by {worst:.1e}")
     if options.looks:
         to_csv(settings["looks"], options.looks)

@@ -81,24 +81,11 @@ def probe(source: pathlib.Path | bytes | BinaryIO) -> ImageHeader:
         ImageError: the file is no image, or of a kind that :func:`read` refuses.
     """
     with _opened(source) as file:
-        head = _head(file)
-        if _is_deep_png(head):
-            with Image.open(file) as image:
-                colour = head[25] in (2, 3, 6)
-                return ImageHeader(_shape(image.size, colour, _orientation(image)), 16)
-        if _is_tiff(head):
-            with tifffile.TiffFile(file) as tiff:
-                page = _first_page(tiff)
-                if page.bitspersample == 16:
-                    size = page.imagewidth, page.imagelength
-                    return ImageHeader(_shape(size, page.samplesperpixel >= 3, _tiff_orientation(page)), 16)
-            file.seek(0)
-        with Image.open(file) as image:
-            return ImageHeader(_shape(image.size, _is_colour(image), _orientation(image)), 8)
+        return _header(file)
 
 
 def read(source: pathlib.Path | bytes | BinaryIO) -> ImageFile:
-    """Decode an image file, what one holds, or an open one.
+    """Decode an image file, what one holds, or an open one that can seek, which stays open.
 
     The EXIF orientation is applied, a palette is looked up, an alpha channel is dropped (without blending) and of a
     sequence the first image is taken; the last two are said in ``notes``.
@@ -107,8 +94,7 @@ def read(source: pathlib.Path | bytes | BinaryIO) -> ImageFile:
         ImageError: the file is unreadable, truncated, or neither 8 nor 16 bit.
     """
     with _opened(source) as file:
-        found = _decoded_file(file)
-        promised = probe(source)
+        found, promised = _decoded_file(file), _header(file)
         # Damage can leave a header that two decoders understand differently.
         if (found.pixels.shape, found.depth) != (promised.shape, promised.depth):
             raise ValueError(
@@ -184,6 +170,23 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _header(file: BinaryIO) -> ImageHeader:
+    head = _head(file)
+    if _is_deep_png(head):
+        with Image.open(file) as image:
+            colour = head[25] in (2, 3, 6)
+            return ImageHeader(_shape(image.size, colour, _orientation(image)), 16)
+    if _is_tiff(head):
+        with tifffile.TiffFile(file) as tiff:
+            page = _first_page(tiff)
+            if page.bitspersample == 16:
+                size = page.imagewidth, page.imagelength
+                return ImageHeader(_shape(size, page.samplesperpixel >= 3, _tiff_orientation(page)), 16)
+        file.seek(0)
+    with Image.open(file) as image:
+        return ImageHeader(_shape(image.size, _is_colour(image), _orientation(image)), 8)
 
 
 def _decoded_file(file: BinaryIO) -> ImageFile:
@@ -266,6 +269,7 @@ def _is_colour(image: Image.Image) -> bool:
 
 def _head(file: BinaryIO) -> bytes:
     """Enough of the file to know its kind and, of a PNG, bit depth (byte 24) and colour type (byte 25)."""
+    file.seek(0)
     head = file.read(26)
     file.seek(0)
     return head

@@ -36,16 +36,21 @@ def read_array(path: pathlib.Path) -> ArrayFile:
     Complex numbers become (2, H, W) or (2, N, H, W), real part first, as :class:`rmp_fast.operators.MRI` measures.
 
     Raises:
-        ImageError: no array of numbers, or of another number of axes.
+        ImageError: no array of numbers, one of another number of axes, or numbers that float32 does not have.
     """
     try:
         values = load_array(path, "INPUT")
     except UsageError as error:
         raise ImageError(str(error)) from error
+    given = values.shape
     if np.iscomplexobj(values):
         values = np.stack((values.real, values.imag))
     elif values.ndim == 2:
         values = values[None]
     if values.ndim not in (3, 4) or values.size == 0:
-        raise ImageError(f"{path}: must have two to four axes, got shape {values.shape}")
-    return ArrayFile(values.astype(np.float32))
+        raise ImageError(f"{path}: must have two to four axes, of complex numbers two or three, got shape {given}")
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise ImageError(f"{path}: must hold numbers of float32, got up to {np.abs(values).max():g}")
+    return ArrayFile(single)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import images, operators, priors
+from .. import images, operators, presets, priors
 from ..plan import Plan
 from ..spread import Calibration, calibration
 from . import degrade, panel, record
-from .compare import Picture, batches, chain_options, prior_and_files, read_pictures, to_prior_range
 from .inputs import make_output_folder
+from .pictures import Picture, batches, prior_and_files, read_pictures
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve(options)
     check_numbers(options, ("evaluations", "looks", "batch_size", "threads"))
     prior, files = prior_and_files(options)
-    chain = chain_options(settings.name, prior, options.evaluations)
+    chain = presets.for_operator(settings.name, prior, options.evaluations)
     pictures, failures = read_pictures(files, _complain)
     runs = batches(pictures, options.batch_size)
     for batch in runs:
@@ -94,12 +94,13 @@ def _restore(
     names = [picture.file.name for picture in batch]
     pixels = torch.from_numpy(np.stack([picture.pixels for picture in batch]))
     op = degrade.build(settings, names, tuple(pixels.shape[1:]), options.seed)
-    y = to_prior_range(op, degrade.simulate(op, pixels, options.noise_std, names, options.seed), pixels)
+    y = degrade.to_prior_range(op, degrade.simulate(op, pixels, options.noise_std, names, options.seed), pixels)
     seeds = torch.tensor([derive_seed(options.seed, "chain", name) for name in names], dtype=torch.int64)
     try:
-        plan = Plan(op, prior, tuple(pixels.shape), 2 * options.noise_std, spread_looks=options.looks, **chain)
+        noise_std = degrade.noise_to_prior_range(op, options.noise_std)
+        plan = Plan(op, prior, tuple(pixels.shape), noise_std, spread_looks=options.looks, **chain)
         estimate = plan.execute(y, seeds=seeds)
-    except (RuntimeError, MemoryError) as cause:
+    except (RuntimeError, ValueError, MemoryError) as cause:
         for picture in batch:
             _complain(f"{picture.file} could not be restored: {cause or type(cause).__name__}")
         return [None] * len(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends, engine, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
-from ..priors import NetworkPrior, Prior
+from ..priors import BUNDLED, NetworkPrior, Prior
 from ..reconstruction import automatic_tile
 from ..tiling import Tiled, check_sizes
 from . import degrade, record
@@ -116,8 +117,8 @@ class Chain:
         self._prior = (prior or open_prior(options.prior)).to(device)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
-        tuned = task.name in presets.TASKS and presets.for_task(task.name, self._prior, options.evaluations)
-        if not given and tuned and "looks" in tuned:
+        tuned = presets.for_operator(task.name, self._prior, options.evaluations)
+        if not given and "looks" in tuned:
             self._plan_options = tuned
             self._evaluations = len(tuned["looks"])
             columns = dataclasses.asdict(tuned["looks"])
@@ -260,7 +261,7 @@ class Chain:
             "operator": task.name,
             **{key: value for key, value in task.options.items() if key not in TASKS[task.name].fixed},
             "simulate": options.simulate,
-            "prior": options.prior,
+            "prior": options.prior if options.prior in BUNDLED else pathlib.Path(options.prior),
             "noise_std": options.noise_std,
             "out": options.out,
             "evaluations": options.evaluations,

@@ -7,9 +7,8 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,30 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import baselines, images, metrics, presets, priors, schedules
+from .. import baselines, images, metrics, presets, priors
 from ..operators import Operator
 from ..plan import Estimate, Plan
 from . import degrade, panel, record
 from .chain import from_starts
-from .inputs import collect_inputs, make_output_folder
-from .prior import open_prior
-from .reconstruct import LARGEST_BATCH, PIXELS_PER_BATCH
+from .inputs import make_output_folder
+from .pictures import Picture, batches, prior_and_files, read_pictures
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
-__all__ = ["Picture", "batches", "chain_options", "prior_and_files", "read_pictures", "run", "to_prior_range"]
+__all__ = ["run"]
 
 RMP = "rmp"
 EVALUATIONS_OF_RMP = 20
 COLUMNS = ("image", "method", "psnr", "ssim", "evaluations", "backward_evaluations", "seconds", "ok")
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A clean image that could be read."""
-
-    file: pathlib.Path
-    pixels: NDArray[np.float32]  # (C, H, W) on [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +84,6 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def prior_and_files(options: argparse.Namespace) -> tuple[priors.NetworkPrior, list[pathlib.Path]]:
-    """The prior and the clean image files of a run; sets the number of threads."""
-    if not options.images:
-        raise UsageError("`--images` must be given: clean image files, or folders with such files")
-    if options.out is None:
-        raise UsageError("`--out` must be given: the folder for the results")
-    files = collect_inputs(options.images, "--images")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    prior = open_prior(options.prior)
-    return prior, files
-
-
 class Comparison:
     """The task, the prior and the methods of a run."""
 
@@ -129,7 +106,7 @@ class Comparison:
                 raise UsageError(f"`--methods` {name}: {error}") from error
             self.methods[name], self.evaluations[name] = method, method.evaluations
         if RMP in self.methods:
-            self.chain = chain_options(settings.name, prior, self.evaluations[RMP])
+            self.chain = presets.for_operator(settings.name, prior, self.evaluations[RMP])
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Refuse, before any work, images (C, H, W) that the task, the prior or a method cannot take."""
@@ -157,7 +134,7 @@ class Comparison:
         op = degrade.build(self.settings, names, batch[0].pixels.shape, options.seed)
         measured = degrade.simulate(op, truths, options.noise_std, names, options.seed)
         seeds = torch.tensor([derive_seed(options.seed, "chain", name) for name in names], dtype=torch.int64)
-        y = to_prior_range(op, measured, truths)
+        y = degrade.to_prior_range(op, measured, truths)
         rows = [self._without_prior(op, picture, y01) for picture, y01 in zip(batch, measured.numpy(), strict=True)]
         failures = 0
         for label, method in self.methods.items():
@@ -184,7 +161,7 @@ class Comparison:
     def _estimate(
         self, method: baselines.Baseline | None, op: Operator, y: Tensor, shape: tuple[int, ...], seeds: Tensor
     ) -> Estimate:
-        noise = self.options.noise_std * (2.0 if op.linear else degrade.own_unit(op))
+        noise = degrade.noise_to_prior_range(op, self.options.noise_std)
         if method is None:
             return Plan(op, self.prior, shape, noise, **self.chain).execute(y, seeds=seeds)
         samples = self.options.samples
@@ -236,47 +213,6 @@ def _evaluations(options: argparse.Namespace) -> dict[str, int]:
         else:
             own[name] = int(number)
     return {**found, **own}
-
-
-def to_prior_range(op: Operator, measured: Tensor, truths: Tensor) -> Tensor:
-    """What :func:`degrade.simulate` measured on [0, 1], for images on [-1, 1]: A(2 x - 1) + 2 n where A is linear."""
-    return 2 * measured - op.A(torch.ones_like(truths)) if op.linear else measured
-
-
-def chain_options(task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
-    """RMP's options for a task; an operator with options of its own has no tuned ones, and gets the untuned levels."""
-    if task in presets.TASKS:
-        return presets.for_task(task, prior, evaluations)
-    inner = min(2, evaluations)
-    return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}
-
-
-def read_pictures(files: Sequence[pathlib.Path], complain: Callable[[str], None]) -> tuple[list[Picture], int]:
-    """The images that can be read, those of one shape together, and the number of the others."""
-    pictures, failures = [], 0
-    for file in files:
-        try:
-            pictures.append(Picture(file, images.read(file).pixels))
-        except images.ImageError as error:
-            complain(f"skipped {error}")
-            failures += 1
-    names = [picture.file.stem for picture in pictures]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"`--images` has several files called {name}; their pictures would overwrite each other")
-    return sorted(pictures, key=lambda picture: (picture.pixels.shape, picture.file.name)), failures
-
-
-def batches(pictures: Sequence[Picture], batch_size: int | None) -> list[list[Picture]]:
-    """Runs of pictures of one shape, at most ``batch_size`` long (by default as many as fit in PIXELS_PER_BATCH)."""
-    found: list[list[Picture]] = []
-    for picture in pictures:
-        shape = picture.pixels.shape
-        room = batch_size or max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (shape[1] * shape[2])))
-        if not found or found[-1][0].pixels.shape != shape or len(found[-1]) == room:
-            found.append([])
-        found[-1].append(picture)
-    return found
 
 
 def _write_pictures(

@@ -17,7 +17,18 @@ from .. import operators
 from .tasks import Settings, derive_seed
 from .usage import UsageError
 
-__all__ = ["aligned", "baseline", "build", "mask_of", "measured", "own_unit", "picture", "simulate"]
+__all__ = [
+    "aligned",
+    "baseline",
+    "build",
+    "mask_of",
+    "measured",
+    "noise_to_prior_range",
+    "own_unit",
+    "picture",
+    "simulate",
+    "to_prior_range",
+]
 
 
 def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...], seed: int) -> operators.Operator:
@@ -84,6 +95,16 @@ def simulate(op: operators.Operator, truths: Tensor, noise_std: float, names: Se
         noise = np.random.default_rng(derive_seed(seed, "noise", name)).standard_normal(item.shape, dtype=np.float32)
         item.add_(torch.from_numpy(noise), alpha=noise_std)
     return _observed(op, y)
+
+
+def to_prior_range(op: operators.Operator, measured: Tensor, truths: Tensor) -> Tensor:
+    """What :func:`simulate` measured on [0, 1], for images on [-1, 1]: A(2 x - 1) + 2 n where A is linear."""
+    return 2 * measured - op.A(torch.ones_like(truths)) if op.linear else measured
+
+
+def noise_to_prior_range(op: operators.Operator, noise_std: float) -> float:
+    """The standard deviation of the noise in what :func:`to_prior_range` returns, for one on [0, 1]."""
+    return noise_std * (2.0 if op.linear else own_unit(op))
 
 
 def measured(op: operators.Operator, y: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from .. import images, priors
 from ..bench.problem import Problem
 from ..operators import LinearOperator
 from . import degrade
-from .compare import to_prior_range
 from .inputs import collect_inputs
 from .tasks import Settings, choice, derive_seed, resolve
 from .usage import UsageError
@@ -163,6 +162,6 @@ def problem(
     except (TypeError, ValueError) as error:
         raise UsageError(f"{settings.name}: {error}") from error
     assert isinstance(op, LinearOperator)  # all of LINEAR_TASKS are
-    y = to_prior_range(op, degrade.simulate(op, truths, noise_std, names, seed), truths)
+    y = degrade.to_prior_range(op, degrade.simulate(op, truths, noise_std, names, seed), truths)
     seeds = torch.tensor([derive_seed(seed, "chain", name) for name in names])
     return Problem(settings.name, op, prior, 2 * truths - 1, y, 2 * noise_std, seeds, rounding)

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from .. import images, priors
+from .. import images, presets, priors
 from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
-from .compare import chain_options, to_prior_range
 from .inputs import make_output_folder, refuse_results
 from .problems import photographs
 from .roofline import table
@@ -69,9 +68,9 @@ def _chain(
     names = [str(index) for index in range(options.batch)]
     truths = torch.from_numpy(np.stack([picture] * options.batch))
     op = degrade.build(settings, names, picture.shape, options.seed)
-    y = to_prior_range(op, degrade.simulate(op, truths, options.noise_std, names, options.seed), truths)
-    noise_std = options.noise_std * (2.0 if op.linear else degrade.own_unit(op))
-    chain = chain_options(settings.name, prior, options.evaluations)
+    y = degrade.to_prior_range(op, degrade.simulate(op, truths, options.noise_std, names, options.seed), truths)
+    noise_std = degrade.noise_to_prior_range(op, options.noise_std)
+    chain = presets.for_operator(settings.name, prior, options.evaluations)
     plan = Plan(op, prior, tuple(truths.shape), noise_std, backend=options.backend, **chain)
     seeds = [derive_seed(options.seed, "chain", name) for name in names]
     return plan, y, torch.tensor(seeds, dtype=torch.int64)

@@ -22,8 +22,10 @@ class Function(Operator):
 
     name = "function"
 
-    def __init__(self, fn: Map, measurement_shape: Sequence[int], image_shape: Sequence[int]) -> None:
-        self._shapes = _Shapes(measurement_shape, image_shape)
+    def __init__(
+        self, fn: Map, measurement_shape: Sequence[int], image_shape: Sequence[int], batch: int | None = None
+    ) -> None:
+        self._shapes = _Shapes(measurement_shape, image_shape, batch)
         self._fn = fn
 
     def __repr__(self) -> str:
@@ -58,10 +60,11 @@ class LinearFunction(LinearOperator):
         image_shape: Sequence[int],
         adjoint: Map | None = None,
         iterations: int = 50,
+        batch: int | None = None,
     ) -> None:
         if iterations < 1:
             raise ValueError(f"`iterations` must be >= 1, got {iterations}")
-        self._shapes = _Shapes(measurement_shape, image_shape)
+        self._shapes = _Shapes(measurement_shape, image_shape, batch)
         self._fn, self._adjoint = fn, adjoint
         self.iterations = iterations
 
@@ -123,20 +126,31 @@ def linear_map(x: Tensor, there: Map, back: Map) -> Tensor:
 
 
 class _Shapes:
-    """The shapes of one measurement and of one image, without the batch."""
+    """The shapes of one measurement and of one image, and how many items a batch must have; None: any number."""
 
-    def __init__(self, measurement: Sequence[int], image: Sequence[int]) -> None:
+    def __init__(self, measurement: Sequence[int], image: Sequence[int], batch: int | None = None) -> None:
         self.measurement = _item_shape("measurement_shape", measurement)
         self.image = _item_shape("image_shape", image)
+        self.batch = batch
 
     def __str__(self) -> str:
         return f"measurement_shape={shape_text(self.measurement)}, image_shape={shape_text(self.image)}"
 
     def of_measurement(self, image_shape: Sequence[int]) -> Shape:
-        return _exchanged("image_shape", image_shape, self.image, self.measurement)
+        return self._exchanged("image_shape", image_shape, self.image, self.measurement)
 
     def of_image(self, measurement_shape: Sequence[int]) -> Shape:
-        return _exchanged("measurement_shape", measurement_shape, self.measurement, self.image)
+        return self._exchanged("measurement_shape", measurement_shape, self.measurement, self.image)
+
+    def _exchanged(self, name: str, shape: Sequence[int], expected: Shape, other: Shape) -> Shape:
+        # No items at all are a batch that every function takes.
+        fits = len(shape) > 0 and (self.batch is None or shape[0] in (0, self.batch))
+        if not fits or tuple(shape[1:]) != expected:
+            items = "B" if self.batch is None else self.batch
+            raise ValueError(
+                f"`{name}` must be {shape_text((items, *expected))} for this function, got {shape_text(shape)}"
+            )
+        return shape[0], *other
 
 
 def from_callable(
@@ -191,18 +205,14 @@ def try_out(
     needs_autograd: bool,
     device: torch.device,
     dtype: torch.dtype,
-    batch: int | None = None,
 ) -> None:
-    """Raise, as :func:`from_callable` does, unless ``op`` behaves on random images.
-
-    Args:
-        batch: size of the only batch that it takes; None: it takes any.
-    """
+    """Raise, as :func:`from_callable` does, unless ``op`` behaves on random images."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(shape: Shape) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).mul(2).sub(1).to(device, dtype)
 
+    batch = op._shapes.batch
     x = drawn(op.image_shape((2 if batch is None else batch, *op._shapes.measurement))).requires_grad_()
     y = op.A(x)
     check_finite("fn(x)", y.detach())
@@ -223,7 +233,7 @@ def try_out(
     image = op.adjoint(weights).detach()
     check_finite("adjoint(y)", image)
     left, right, apart = adjoint_mismatch(y, weights, x, image)
-    if apart > AGREEMENT[dtype]:
+    if not apart <= AGREEMENT[dtype]:  # so that NaN is refused
         raise ValueError(
             "`adjoint` must be that of `fn`, <fn(x), y> = <x, adjoint(y)>, got "
             f"{float(left[0]):g} and {float(right[0]):g}, {apart:.1e} of the norms apart"
@@ -232,7 +242,7 @@ def try_out(
 
 def _agree(rule: str, actual: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
     apart = mismatch(actual, expected, scale)
-    if apart > AGREEMENT[dtype]:
+    if not apart <= AGREEMENT[dtype]:  # so that NaN is refused
         raise ValueError(f"{rule}, got results that differ by {apart:.1e} of their norm")
 
 
@@ -255,12 +265,6 @@ def _item_shape(name: str, shape: Sequence[int]) -> Shape:
     if not item or not all(isinstance(n, int) and n >= 1 for n in item):
         raise ValueError(f"`{name}` must be the shape of one item, such as (C, H, W), each >= 1, got {shape!r}")
     return item
-
-
-def _exchanged(name: str, shape: Sequence[int], expected: Shape, other: Shape) -> Shape:
-    if tuple(shape[1:]) != expected or len(shape) == 0:
-        raise ValueError(f"`{name}` must be {shape_text(('B', *expected))} for this function, got {shape_text(shape)}")
-    return shape[0], *other
 
 
 def _name(fn: Map) -> str:

@@ -64,10 +64,15 @@ class _Runner:
         example = example.to(self.device, self.dtype)
         try:
             measured = physics.A(example)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as cause:
             # Some take complex images alone.
             self._complex_images = True
-            measured = physics.A(example.to(self.dtype.to_complex()))
+            try:
+                measured = physics.A(example.to(self.dtype.to_complex()))
+            except Exception as other:
+                if str(other) == str(cause):
+                    raise
+                raise RuntimeError(f"{cause}; and of complex ones {type(other).__name__}: {other}") from cause
         self._listed = not isinstance(measured, Tensor)
         parts = list(measured) if self._listed else [measured]
         self._parts = [(tuple(p.shape[1:]), p.is_complex()) for p in parts]
@@ -80,12 +85,13 @@ class _Runner:
         if self._double is None:
             example = torch.zeros((self.batch or 2, *self.image), dtype=torch.float64, device=self.device)
             module = self.module(self.device, torch.float64)
-            try:
+
+            def keeps_it() -> bool:
                 measured = self.pack(module.A(example.to(torch.complex128) if self._complex_images else example))
                 images = module.A_adjoint(self.unpack(measured)) if hasattr(module, "A_adjoint") else example
-                self._double = {measured.dtype, images.dtype} <= {torch.float64, torch.complex128}
-            except (RuntimeError, TypeError, ValueError, AttributeError):
-                self._double = False
+                return {measured.dtype, images.dtype} <= {torch.float64, torch.complex128}
+
+            self._double = _tried(keeps_it)
         return self._double
 
     def pack(self, measured: Any) -> Tensor:
@@ -163,8 +169,8 @@ class _Runner:
         return f"{type(self.physics).__name__}, image_shape={shape_text(self.image)}"
 
 
-class _Frozen(Operator):
-    """What both kinds share: conversions of measurements, and batches of one size where parameters have it."""
+class _Converting(Operator):
+    """What both kinds share: measurements as deepinv has them, and as this operator has them."""
 
     _runner: _Runner
 
@@ -176,23 +182,8 @@ class _Frozen(Operator):
         """deepinv's measurement from this operator's."""
         return self._runner.unpack(y)
 
-    def measurement_shape(self, image_shape: Sequence[int]) -> Shape:
-        """(B, *image) -> (B, *measurement)."""
-        self._check_batch(image_shape)
-        return super().measurement_shape(image_shape)  # type: ignore[safe-super]
 
-    def image_shape(self, measurement_shape: Sequence[int]) -> Shape:
-        """(B, *measurement) -> (B, *image)."""
-        self._check_batch(measurement_shape)
-        return super().image_shape(measurement_shape)  # type: ignore[safe-super]
-
-    def _check_batch(self, shape: Sequence[int]) -> None:
-        batch = self._runner.batch
-        if batch is not None and len(shape) and shape[0] not in (0, batch):
-            raise ValueError(f"the physics was taken over for batches of {batch}, got {shape_text(shape)}")
-
-
-class Physics(_Frozen, Function):
+class Physics(_Converting, Function):
     """y = A(u) + n for a nonlinear physics of deepinv and u the image on its own range; by :func:`from_deepinv`."""
 
     name = "physics"
@@ -200,13 +191,13 @@ class Physics(_Frozen, Function):
     def __init__(self, runner: _Runner, low: float, high: float) -> None:
         self._runner = runner
         half = (high - low) / 2
-        super().__init__(lambda x: runner.apply(low + half * (x + 1)), runner.measurement, runner.image)
+        super().__init__(lambda x: runner.apply(low + half * (x + 1)), runner.measurement, runner.image, runner.batch)
 
     def __repr__(self) -> str:
         return f"Physics({self._runner})"
 
 
-class LinearPhysics(_Frozen, LinearFunction):
+class LinearPhysics(_Converting, LinearFunction):
     """y = A x + n for a linear physics of deepinv; made by :func:`from_deepinv`.
 
     A decomposable physics has the spectral form and the closed Gram solve of its singular values; a circular
@@ -219,7 +210,7 @@ class LinearPhysics(_Frozen, LinearFunction):
     def __init__(self, runner: _Runner, adjoint: str, iterations: int) -> None:
         self._runner = runner
         back = runner.transpose if adjoint == "physics" else None
-        super().__init__(runner.apply, runner.measurement, runner.image, back, iterations)
+        super().__init__(runner.apply, runner.measurement, runner.image, back, iterations, runner.batch)
         self._values: Memo[_Singular] = Memo()
         self._closed: Memo[_Closed] = Memo()
         self._proximal = False
@@ -367,10 +358,16 @@ class LinearPhysics(_Frozen, LinearFunction):
 
 
 def _tried(test: Callable[[], bool]) -> bool:
-    """Whether a test passes; what deepinv raises where it has no such form fails it."""
+    """Whether a test passes; what a physics raises that has no such form, or no such precision, fails it.
+
+    Each class of deepinv says so in its own way (RuntimeError has NotImplementedError in it). That memory ran out says
+    nothing about the physics.
+    """
     try:
         return test()
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
 
 
@@ -434,7 +431,7 @@ def from_deepinv(
             ) from cause
         op = LinearPhysics(runner, adjoint, iterations) if linear else Physics(runner, low, high)
         try:
-            try_out(op, not linear or adjoint == "autograd", runner.device, runner.dtype, batch)
+            try_out(op, not linear or adjoint == "autograd", runner.device, runner.dtype)
         except ValueError as cause:
             hint = "; adjoint='autograd' takes the gradient of A instead" if str(cause).startswith("`adjoint`") else ""
             raise ValueError(f"{type(physics).__name__}: {cause}{hint}") from cause

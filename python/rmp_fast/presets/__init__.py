@@ -15,7 +15,7 @@ from .. import schedules
 from .._checks import check_choice, check_count
 from ..priors import Prior
 
-__all__ = ["TASKS", "for_task", "paper_ve", "paper_vp", "tables"]
+__all__ = ["TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "tables", "untuned"]
 
 #: The tasks by name; the last ones are nonlinear or complex.
 TASKS = (
@@ -81,6 +81,25 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
     if fitting:
         entry = tables(name)[task][str(max(fitting))]
         return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
-    inner = min(2, evaluations)
-    settings: dict[str, Any] = {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}
-    return settings | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
+    return untuned(evaluations) | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
+
+
+def for_operator(name: str, prior: Prior | str, evaluations: int = 20) -> dict[str, Any]:
+    """As :func:`for_task` for one of :data:`TASKS`; :func:`untuned` for a linear operator by any other name.
+
+    Such an operator has a kernel, a mask or a strength of its own, and no table was tuned for that.
+    """
+    return for_task(name, prior, evaluations) if name in TASKS else untuned(evaluations)
+
+
+def untuned(evaluations: int = 20) -> dict[str, Any]:
+    """Keyword arguments of :class:`rmp_fast.Plan`: levels from 20 to 0.05 with two looks each.
+
+    Args:
+        evaluations: network evaluations per item, at least 1; of an odd number above 1 one is left.
+
+    Raises:
+        TypeError, ValueError: ``evaluations`` is not whole or below 1.
+    """
+    inner = min(2, check_count("evaluations", evaluations))
+    return {"schedule": schedules.log(evaluations // inner), "inner_steps": inner}

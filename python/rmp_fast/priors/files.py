@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._checks import shape_text
 
-__all__ = ["describe_misfit", "file_metadata", "fit", "read_state", "weights_path"]
+__all__ = ["describe_misfit", "diffusers_class", "file_metadata", "fit", "read_state", "weights_path"]
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 _LISTED = 5

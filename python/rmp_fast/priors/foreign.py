@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_positive
+from .._checks import check_choice
 from .._optional import optional
 from .discrete import DiscreteDenoiser
 from .files import describe_misfit, diffusers_class, file_metadata, fit, read_state
@@ -108,10 +109,10 @@ def _load_unet(folder: pathlib.Path) -> nn.Module:
 
 
 def _configuration(network: nn.Module) -> dict[str, Any]:
-    try:
-        return dict(network.config)  # type: ignore[arg-type]
-    except (AttributeError, TypeError, ValueError) as cause:
-        raise ValueError(f"`source` must be a UNet2DModel with its `config`, got {type(network).__name__}") from cause
+    config = getattr(network, "config", None)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"`source` must be a UNet2DModel with its `config`, got {type(network).__name__}")
+    return dict(config)
 
 
 def _process(scheduler: Any) -> tuple[Tensor, str]:
@@ -304,7 +305,6 @@ def from_deepinv(
     """
     if not isinstance(denoiser, nn.Module):
         raise TypeError(f"`denoiser` must be a torch.nn.Module, got {type(denoiser).__name__}")
-    check_positive("data_variance", data_variance)
     return NetworkPrior(_UnitRange(denoiser), channels, data_variance, name or type(denoiser).__name__)
 
 

@@ -230,7 +230,8 @@ def infer_config(state: Mapping[str, Tensor], **options: Any) -> GuidedConfig:
         options: fields of :class:`GuidedConfig` that override what was found.
 
     Raises:
-        ValueError: names that are not those of guided-diffusion, or an option that is no field.
+        TypeError, ValueError: names that are not those of guided-diffusion, an option that is no field, or no whole
+            number of heads.
     """
     fields = {field.name for field in dataclasses.fields(GuidedConfig)}
     for name in options:
@@ -267,6 +268,8 @@ def infer_config(state: Mapping[str, Tensor], **options: Any) -> GuidedConfig:
     }
     config = GuidedConfig(**found | options)
     check_count("heads", config.heads)
+    if config.head_channels is not None:
+        check_count("head_channels", config.head_channels)
     return config
 
 

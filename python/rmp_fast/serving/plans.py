@@ -18,7 +18,7 @@ from ..priors import Prior
 from .config import Config
 from .parsing import Job
 
-__all__ = ["Outcome", "Plans", "StoppedError", "chain_options"]
+__all__ = ["Outcome", "Plans", "StoppedError"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,6 @@ class Outcome:
 
 class StoppedError(Exception):
     """The chain was stopped on its way, because nobody waits for it any longer."""
-
-
-def chain_options(task: str, prior: Prior, evaluations: int) -> dict[str, Any]:
-    """What :func:`rmp_fast.presets.for_task` has for a task; the untuned chain for an operator that is no task."""
-    return presets.for_task(task if task in presets.TASKS else "denoise", prior, evaluations)
 
 
 class Plans:
@@ -119,8 +114,8 @@ class Plans:
         if plan is None:
             prior, known = self._priors[job.prior], False
             plan = Plan(
-                op, prior, (batch, *job.shape), noise_std, **chain_options(job.task.name, prior, job.evaluations),
-                backend=self._config.backend, device=self._config.device, data_range=(0.0, 1.0),
+                op, prior, (batch, *job.shape), noise_std, backend=self._config.backend, device=self._config.device,
+                data_range=(0.0, 1.0), **presets.for_operator(job.task.name, prior, job.evaluations),
             )  # fmt: skip
         self.hits += known
         self.misses += not known
