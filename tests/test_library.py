@@ -323,6 +323,11 @@ def test_functions_refuse_what_they_cannot_use():
         library.rmp_fast_plan_execute(plan.handle, y.data_ptr(), None, None, out.data_ptr(), None, None),
         "`y` must be finite, got NaN or infinity in item 1",
     )
+    start, y = y.clone(), torch.zeros(SHAPE)
+    refused(
+        library.rmp_fast_plan_execute(plan.handle, y.data_ptr(), None, start.data_ptr(), out.data_ptr(), None, None),
+        "`start` must be finite, got NaN or infinity in item 1",
+    )
     refused(
         library.rmp_fast_plan_coefficients(plan.handle, None, 7), "`count` must be (looks + 1) batch 8 = 168, got 7"
     )

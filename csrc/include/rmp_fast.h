@@ -168,7 +168,7 @@ RMP_FAST_API rmp_fast_status rmp_fast_plan_set_noise_std(rmp_fast_plan* plan, co
 /* Runs the chain.
  *   y      (batch, measurement_numel), finite
  *   seeds  (batch), any 64 bits each; NULL: 0, 1, ...
- *   start  (batch, numel) the first mean; NULL: as options.start says
+ *   start  (batch, numel) the first mean, finite; NULL: as options.start says
  *   out    (batch, numel) receives the mean
  *   ok     (batch) or NULL; 0: the item left the finite range, and its mean is the last finite one
  *   stream handed to the callbacks

@@ -239,7 +239,8 @@ void Plan::execute(const float* y, const std::int64_t* seeds, const float* start
   if (batch == 0) return;
   check_given("y", y);
   check_given("out", out);
-  check_measurement(y);
+  check_finite("y", y, measurement_->size());
+  if (start) check_finite("start", start, shape_.size());
   const Exclusive exclusive(busy_);
   const int threads = options_.threads ? options_.threads : std::min(thread_count(), most_threads_);
   const Context on{&launchers({}), threads, stream};
@@ -264,12 +265,11 @@ void Plan::execute(const float* y, const std::int64_t* seeds, const float* start
   deliver();
 }
 
-void Plan::check_measurement(const float* y) const {
-  const std::int64_t size = measurement_->size();
+void Plan::check_finite(const char* name, const float* values, std::int64_t size) const {
   for (std::int64_t item = 0; item < shape_.batch; ++item) {
     int broken = 0;
-    for (std::int64_t i = item * size; i < (item + 1) * size; ++i) broken |= y[i] - y[i] != 0.0f;
-    if (broken) refuse("y", "be finite", "NaN or infinity in item " + std::to_string(item));
+    for (std::int64_t i = item * size; i < (item + 1) * size; ++i) broken |= values[i] - values[i] != 0.0f;
+    if (broken) refuse(name, "be finite", "NaN or infinity in item " + std::to_string(item));
   }
 }
 

@@ -33,7 +33,7 @@ class Plan {
   void set_table();
   void allocate();
   void fill_noise(const double* noise_std, std::int64_t count);
-  void check_measurement(const float* y) const;
+  void check_finite(const char* name, const float* values, std::int64_t size) const;
   void set_start(const float* y, const float* start, const Context& on);
   void smooth_start(const float* y, const Context& on);
   const float* run(const float* y, const Context& on);

@@ -128,7 +128,7 @@ def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
 
 def untuned(evaluations: int) -> dict[str, Any]:
     """Options of the chain that nobody tuned, with at most so many evaluations."""
-    return {**presets.for_task("denoise", "untuned", evaluations), "relaxation": RELAXATION}
+    return presets.untuned(evaluations) | {"relaxation": RELAXATION}
 
 
 def compiled(problem: Problem) -> Prior:

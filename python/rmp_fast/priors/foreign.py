@@ -189,7 +189,7 @@ def from_guided_diffusion(
     denoiser = DiscreteDenoiser(
         network, (1 - _betas(betas, timesteps)).cumprod(0), prediction, label=label, multiple=config.multiple
     )
-    return NetworkPrior(denoiser, config.channels, data_variance, pathlib.Path(path).stem if name is None else name)
+    return NetworkPrior(denoiser, config.channels, data_variance, pathlib.Path(path).name if name is None else name)
 
 
 def _betas(betas: str | Tensor, timesteps: int) -> Tensor:

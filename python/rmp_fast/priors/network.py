@@ -118,4 +118,4 @@ def from_safetensors(path: str | pathlib.Path) -> NetworkPrior:
         ) from cause
     network = DenoiserUNet(config)
     fit(network, read_state(file), file)
-    return NetworkPrior(network.channels_last(), config.channels, variance, info.get("name", file.stem))
+    return NetworkPrior(network.channels_last(), config.channels, variance, info.get("name", file.name))
