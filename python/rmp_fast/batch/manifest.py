@@ -229,7 +229,7 @@ def claim(store: Store, files: Mapping[str, str], source: str, settings: Row, co
     run = uuid.uuid4().hex
     state = {"schema": SCHEMA, "run": run, "command": command, "input": source, "settings": settings}
     try:
-        store.write(RUN, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
+        store.write(RUN, record.encode(state))
     except OSError as cause:
         raise UsageError(f"`--output` {store.url} cannot be written: {cause.strerror or cause}") from cause
     return Claim(store.url, run)

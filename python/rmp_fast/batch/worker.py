@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
@@ -153,7 +152,7 @@ class Worker:
             OSError: it cannot be written.
         """
         self._job.claim.check(self._store)
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        started = record.now()
         rows, readable = [], []
         for image in batch:
             digest = None
@@ -220,8 +219,7 @@ class Worker:
         data = images.encode(outcome.restoration, picture.depth, options.format, picture.icc_profile)
         target = output_name(image.name, self._suffix)
         entry = _entry(self._job, image, digest, started, self._name)
-        settings = {**entry["settings"]}
-        settings["operator_options"] = {key: task.digests.get(key, value) for key, value in task.options.items()}
+        settings = entry["settings"] | {"operator_options": task.deciding}
         entry |= {
             "status": "restored",
             "settings": settings,
@@ -264,8 +262,7 @@ def failure(
         its row of the manifest.
     """
     job.claim.check(store)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = _entry(job, image, digest, started or now, worker) | {"status": "failed", "error": error}
+    entry = _entry(job, image, digest, started or record.now(), worker) | {"status": "failed", "error": error}
     store.remove(sidecar_name(image.name))
     store.remove(output_name(image.name, images.FORMATS[job.options.format]))
     return _record(store, entry)
@@ -297,7 +294,7 @@ def _entry(job: Job, image: Image, digest: str | None, started: str, worker: str
 
 
 def _record(store: Store, entry: dict[str, Any]) -> Row:
-    store.write(sidecar_name(entry["name"]), (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode())
+    store.write(sidecar_name(entry["name"]), record.encode(entry))
     return row_of(entry)
 
 

@@ -135,7 +135,7 @@ class Plans:
         return {
             "task": job.task.name,
             "operator": job.task.operator,
-            "operator_options": {key: job.task.digests.get(key, value) for key, value in job.task.options.items()},
+            "operator_options": job.task.deciding,
             "noise_std": job.noise_std,
             "seed": job.seed,
             "prior": job.prior,
