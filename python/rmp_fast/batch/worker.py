@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .. import images
 from ..cli import record
 from ..cli.chain import Chain, Outcome
@@ -136,8 +138,7 @@ class Worker:
             except SupersededError as error:
                 result = {"superseded": str(error)}
             except Exception as error:  # as a result, because Ray Data drops what raises without saying why
-                text = f"{type(error).__name__}: {error}"
-                result = {"lost": {fields["name"]: text for fields in listed}}
+                result = {"lost": {fields["name"]: _text(error) for fields in listed}}
             results.append(json.dumps(result))
         return {"result": results}
 
@@ -167,8 +168,8 @@ class Worker:
                         f"`--format` {self._job.options.format} cannot hold its 16 bit; use png or tiff"
                     )
                 readable.append((image, picture, digest))
-            except (images.ImageError, OSError) as error:
-                rows.append(self._fail(image, digest, str(error) or type(error).__name__, started))
+            except Exception as error:  # file systems, too, have exceptions of their own
+                rows.append(self._fail(image, digest, _text(error), started))
         return rows + (self._attempt(readable, started) if readable else [])
 
     def _attempt(self, batch: list[tuple[Image, images.ImageFile, str]], started: str) -> list[Row]:
@@ -181,12 +182,14 @@ class Worker:
             if not self._job.options.simulate:
                 own = {"seeds": [i.seed for i in listed], "noise_std": [i.noise_std for i in listed]}
             outcomes = chain.restore([picture for _, picture, _ in batch], names, **own)
-        except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        except torch.AcceleratorError:
+            os._exit(1)  # the device fails this process from now on; Ray starts another, and counts the attempts
+        except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
                 return self._attempt(batch[:middle], started) + self._attempt(batch[middle:], started)
             image, _, digest = batch[0]
-            return [self._fail(image, digest, str(error) or type(error).__name__, started)]
+            return [self._fail(image, digest, _text(error), started)]
         return [self._write(index, batch, outcome, task, started) for index, outcome in enumerate(outcomes)]
 
     def _chain(self, image: Image) -> tuple[Chain, Settings]:
@@ -216,7 +219,10 @@ class Worker:
         if not outcome.ok:
             return self._fail(image, digest, "its estimate left the finite range", started)
         options = self._job.options
-        data = images.encode(outcome.restoration, picture.depth, options.format, picture.icc_profile)
+        try:
+            data = images.encode(outcome.restoration, picture.depth, options.format, picture.icc_profile)
+        except Exception as error:  # a colour profile, say, that the format has no room for
+            return self._fail(image, digest, _text(error), started)
         target = output_name(image.name, self._suffix)
         entry = _entry(self._job, image, digest, started, self._name)
         settings = entry["settings"] | {"operator_options": task.deciding}
@@ -291,6 +297,12 @@ def _entry(job: Job, image: Image, digest: str | None, started: str, worker: str
         "environment": None,
         "output": None,
     }
+
+
+def _text(error: Exception) -> str:
+    """What a row says of an error: its message, with its kind where that alone says little."""
+    told = isinstance(error, images.ImageError | UsageError | OSError | RuntimeError | TypeError | ValueError)
+    return str(error) if told and str(error) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _record(store: Store, entry: dict[str, Any]) -> Row:
