@@ -32,7 +32,7 @@ pytest.importorskip("ray", reason="rmp-fast batch runs on Ray: pip install .[ray
 import batch_kills  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
-from rmp_fast import batch  # noqa: E402
+from rmp_fast import _ray, batch  # noqa: E402
 from rmp_fast.batch import cluster, driver, manifest, store, worker  # noqa: E402
 
 FEW = {"operator": "denoise", "prior": "fashion", "evaluations": 2, "noise_std": 0.1, "device": "cpu"}
@@ -648,12 +648,12 @@ def test_stores_without_whole_puts_rename(tmp_path: pathlib.Path, monkeypatch: p
 
 
 def test_abandoned_folders_of_ray_are_removed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(_ray.tempfile, "gettempdir", lambda: str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     for name in (f"{gone.pid}-a", f"{os.getpid()}-b", "noone-c"):
-        (tmp_path / f"{cluster.PREFIX}{name}").mkdir()
-    cluster._remove_abandoned()
+        (tmp_path / f"{_ray.PREFIX}{name}").mkdir()
+    _ray._remove_abandoned()
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"{cluster.PREFIX}{os.getpid()}-b", f"{cluster.PREFIX}noone-c",
+        f"{_ray.PREFIX}{os.getpid()}-b", f"{_ray.PREFIX}noone-c",
     }  # fmt: skip

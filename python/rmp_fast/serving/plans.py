@@ -72,8 +72,8 @@ class Plans:
 
     @property
     def buffer_bytes(self) -> int:
-        """Of all plans together."""
-        return sum(plan.buffer_bytes for plan in self._plans.values())
+        """Of all plans together, with the data of their operators."""
+        return sum(plan.buffer_bytes + plan.operator_bytes for plan in self._plans.values())
 
     def restore(self, jobs: Sequence[Job], wanted: Callable[[], bool] = lambda: True) -> list[Outcome]:
         """Run jobs of one key as one batch.
