@@ -119,7 +119,6 @@ class Worker:
         self._job, self._attempts = job, attempts
         self._store = Store(job.options.output, "--output")
         self._suffix = images.FORMATS[job.options.format]
-        self._folder = tempfile.TemporaryDirectory(prefix="rmp-fast-")
         self._chains: dict[tuple[object, ...], tuple[Chain, Settings]] = {}
         self._prior: Any = None
         self._name = f"{socket.gethostname()}/{os.getpid()}"
@@ -199,8 +198,10 @@ class Worker:
         if options.simulate:
             key += image.seed, image.noise_std
         if key not in self._chains:
-            own = own_options(options, image, pathlib.Path(self._folder.name))
-            task = resolve(own)
+            # For the moment of reading: Ray ends its workers without giving them one to clean up.
+            with tempfile.TemporaryDirectory(prefix="rmp-fast-") as name:
+                own = own_options(options, image, pathlib.Path(name))
+                task = resolve(own)
             self._chains.clear()  # frees its plan before the next takes memory
             chain = Chain(own, task, self._job.device, self._prior)
             self._prior = chain.prior
