@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import random
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 from pyarrow import parquet
 
 from rmp_fast import images
+from rmp_fast._ray import PREFIX
 
 OPTIONS = [
     "--operator=inpaint_box", "--simulate", "--prior=fashion", "--noise-std=0.1", "--evaluations=20", "--batch-size=2",
@@ -28,6 +28,7 @@ OPTIONS = [
 ]  # fmt: skip
 LONGEST_RUN = 600.0
 LONGEST_GOODBYE = 60.0  # of processes whose parent is dead, on a machine that does much else; usual are seconds
+STARTED: set[int] = set()  # process ids of the runs
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # wait a minute for Ray's dead head before they end, idle
 
 
@@ -44,7 +45,9 @@ def make_images(folder: pathlib.Path, count: int) -> None:
 
 def start(source: pathlib.Path, out: pathlib.Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rmp_fast.cli", "batch", f"--input={source}", f"--output={out}", *OPTIONS]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    STARTED.add(run.pid)
+    return run
 
 
 def offspring(process: int) -> set[int]:
@@ -146,9 +149,9 @@ def verify(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def abandoned() -> list[pathlib.Path]:
-    """Ray's folders of processes that are gone."""
-    folders = pathlib.Path(tempfile.gettempdir()).glob("rmp-fast-ray-*")
-    return [path for path in folders if not os.path.exists(f"/proc/{path.name.split('-')[3]}")]
+    """Ray's folders of the runs, which all have ended."""
+    folders = pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
+    return [path for path in folders if int(path.name.removeprefix(PREFIX).partition("-")[0]) in STARTED]
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ pytest.importorskip("ray", reason="rmp-fast batch runs on Ray: pip install .[ray
 import batch_kills  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
-from rmp_fast import batch  # noqa: E402
+from rmp_fast import _ray, batch  # noqa: E402
 from rmp_fast.batch import cluster, driver, manifest, store, worker  # noqa: E402
 
 FEW = {"operator": "denoise", "prior": "fashion", "evaluations": 2, "noise_std": 0.1, "device": "cpu"}
@@ -60,6 +61,11 @@ class Memory:
         pixels = np.random.default_rng(seed).random(shape)
         kind = {".png": "png", ".jpg": "jpeg", ".tif": "tiff"}[name[-4:]]
         self.write(name, images.encode(pixels, depth, kind))
+
+    def pictures(self, count: int) -> None:
+        """0.png, 1.png and so on, all different."""
+        for index in range(count):
+            self.picture(f"{index}.png", index)
 
     def table(self, name: str, **columns: Any) -> str:
         stream = io.BytesIO()
@@ -146,7 +152,7 @@ def test_a_batch_that_kills_its_workers_is_given_up_and_the_others_arrive() -> N
         pool = cluster.Pool("cpu", cpus, gpus, None, None)
         assert sorted(cluster.feed(Mortal, None, ["a", "deadly", "b"], pool, 1)) == ["a", "b", "gave up"]
         with pytest.raises(UsageError, match="`--threads` must be at most 1, the processors of Ray's machines, got 2"):
-            list(cluster.feed(Mortal, None, ["a"], cluster.Pool("cpu", 2, 0, None, 2), 1))
+            cluster.check_threads(cluster.Pool("cpu", 2, 0, None, 2))
 
 
 def test_result_equals_that_of_reconstruct(
@@ -236,8 +242,7 @@ def test_poisoned_images_are_rows_and_their_batches_go_on(source: Memory, out: M
 def test_an_image_that_breaks_its_batch_costs_only_itself(
     source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index in range(5):
-        source.picture(f"{index}.png", index)
+    source.pictures(5)
     usual = worker.Chain.restore
 
     def restore(self: Any, batch: Any, names: list[str], **own: Any) -> Any:
@@ -253,16 +258,58 @@ def test_an_image_that_breaks_its_batch_costs_only_itself(
 def test_error_of_a_worker_is_the_row_s(
     source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source.picture("a.png")
-    monkeypatch.setattr(worker.Chain, "restore", lambda *_, **__: {}["gone"])
-    assert go(source, out).failed == {"a.png": "KeyError: 'gone'"}
+    source.pictures(2)
+    usual = worker.Chain.restore
+    monkeypatch.setattr(
+        worker.Chain, "restore", lambda self, batch, names, **own: {}["gone"] if "0.png" in names
+        else usual(self, batch, names, **own),
+    )  # fmt: skip
+    assert go(source, out).failed == {"0.png": "KeyError: 'gone'"}
+
+
+def test_a_picture_that_cannot_be_written_costs_only_itself(
+    source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.pictures(3)
+    source.write("1.png", images.encode(np.zeros((1, SIDE, SIDE)), 8, "png", b"profile"))
+    usual = images.encode
+
+    def encode(*arguments: Any) -> bytes:
+        if arguments[3] is not None:
+            raise ValueError("no room for its profile")
+        return usual(*arguments)
+
+    monkeypatch.setattr(images, "encode", encode)
+    assert go(source, out).failed == {"1.png": "no room for its profile"}
+    assert fed == [["0.png", "1.png", "2.png"]]
+
+
+def test_a_device_that_failed_ends_its_worker(
+    source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after it in that process would fail too, and be told of images that are not to blame."""
+
+    class ProcessEnd(BaseException):
+        pass
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def ends(code: int) -> Any:
+        raise ProcessEnd(code)
+
+    source.pictures(2)
+    monkeypatch.setattr(worker.Chain, "restore", fails)
+    monkeypatch.setattr(worker.os, "_exit", ends)
+    with pytest.raises(ProcessEnd):
+        go(source, out)
+    assert out.names() == {"batch.json", "manifest.parquet"}
 
 
 def test_images_of_dead_workers_are_tried_alone_and_then_failed(
     source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index in range(3):
-        source.picture(f"{index}.png", index)
+    source.pictures(3)
     usual = cluster.feed
 
     def feed(kind: Any, job: Any, works: list[str], pool: Any, retries: int) -> Iterator[str]:
@@ -375,9 +422,22 @@ def test_a_row_s_kernel_and_simulated_seed_make_batches_of_their_own(
 # What is there already.
 
 
+def test_the_same_relative_path_elsewhere_is_another_input(
+    tmp_path: pathlib.Path, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("one", "other"):
+        (tmp_path / place / "in").mkdir(parents=True)
+        images.write(tmp_path / place / "in" / "a.png", np.zeros((1, SIDE, SIDE)), 8, "png")
+    monkeypatch.chdir(tmp_path / "one")
+    assert go("in", tmp_path / "out").restored == 1
+    assert go("./in/", tmp_path / "out").finished_before == 1
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"input was .*one/in.*, now .*other/in"):
+        go("in", tmp_path / "out")
+
+
 def test_changed_input_or_missing_output_is_done_again(source: Memory, out: Memory, fed: list[list[str]]) -> None:
-    for index in range(4):
-        source.picture(f"{index}.png", index)
+    source.pictures(4)
     go(source, out)
     source.picture("0.png", 10)
     out.remove("1.png")
@@ -392,8 +452,7 @@ def test_changed_input_or_missing_output_is_done_again(source: Memory, out: Memo
 def test_run_cut_off_before_its_manifest_goes_on_from_the_records(
     source: Memory, out: Memory, fed: list[list[str]]
 ) -> None:
-    for index in range(3):
-        source.picture(f"{index}.png", index)
+    source.pictures(3)
     go(source, out)
     complete = out.rows()
     out.remove("manifest.parquet")
@@ -432,6 +491,10 @@ def test_other_settings_are_refused_and_forced(source: Memory, out: Memory, fed:
     assert out.read("a.png") != before
     assert go(source, out, noise_std=0.2, force=True).finished_before == 1
 
+    # Of another format, the picture is not the one that it replaces.
+    assert go(source, out, noise_std=0.2, format="tiff", force=True).restored == 1
+    assert out.names() == {"a.png.tif", "a.png.json", "manifest.parquet", "batch.json"}
+
     other = Memory("/other")
     other.picture("a.png", 1)
     with pytest.raises(UsageError, match=r"input was .*in.*, now .*other"):
@@ -441,8 +504,7 @@ def test_other_settings_are_refused_and_forced(source: Memory, out: Memory, fed:
 def test_another_run_takes_the_folder_over(
     source: Memory, out: Memory, fed: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index in range(2):
-        source.picture(f"{index}.png", index)
+    source.pictures(2)
     usual = worker.Worker.restore
 
     def restore(self: Any, shape: Any, batch: Any) -> Any:
@@ -469,9 +531,14 @@ def test_another_run_takes_the_folder_over(
         ({"path": ["a.png", "./a.png"]}, "rows 0 and 1 of the manifest are both a.png; name each once"),
         ({"path": ["../a.png"]}, "row 0 of the manifest must not leave the manifest's folder by '..'"),
         ({"path": ["a.png"], "seed": [1.5]}, "row 0 of the manifest: seed must be a whole number, got 1.5"),
+        ({"path": ["a.png"], "seed": [1e30]}, r"seed must be on \[-2\^63, 2\^63\), got 1e\+30"),
         ({"path": ["a.png"], "noise_std": [-1.0]}, "noise_std must be a finite number >= 0, got -1.0"),
         ({"path": ["a.png"], "mask": [3]}, "row 0 of the manifest must have a path in column 'mask', got 3"),
         ({"path": ["a.png"], "mask": ["m.png"]}, "`--mask` does not apply to denoise"),
+        (
+            {"path": ["a.png", "memory:///out/b.png"]},
+            "`--output` must not hold what is restored: the path of row 1 is memory:///out/b.png",
+        ),
     ],
 )
 def test_wrong_manifest_is_refused(
@@ -504,6 +571,8 @@ def test_wrong_manifest_is_refused(
         ({"device": "gpu"}, "`--device` must be one of 'auto', 'cpu', 'cuda', got 'gpu'"),
         ({"format": "bmp"}, "`--format` must be one of"),
         ({"workers": 0}, "`--workers` must be at least 1, got 0"),
+        ({"seed": 2**63}, "`--seed` must be on [-2^63, 2^63), which the manifest can hold, got 9223372036854775808"),
+        ({"tile": 100}, "must be"),
         ({"max_pixels": 0}, "`--max-pixels` must be at least 1, got 0"),
         ({"operator": "inpainting"}, "`--mask` must be given for inpainting"),
     ],
@@ -546,6 +615,7 @@ def test_missing_ray_names_the_extra(tmp_path: pathlib.Path) -> None:
     )
     assert done.returncode == 2
     assert "`rmp-fast batch` needs ray: pip install 'rmp_fast[ray]'" in done.stderr
+    assert not pathlib.Path(f"{tmp_path}-out").exists()
 
 
 # Parts.
@@ -578,12 +648,12 @@ def test_stores_without_whole_puts_rename(tmp_path: pathlib.Path, monkeypatch: p
 
 
 def test_abandoned_folders_of_ray_are_removed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(_ray.tempfile, "gettempdir", lambda: str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     for name in (f"{gone.pid}-a", f"{os.getpid()}-b", "noone-c"):
-        (tmp_path / f"{cluster.PREFIX}{name}").mkdir()
-    cluster._remove_abandoned()
+        (tmp_path / f"{_ray.PREFIX}{name}").mkdir()
+    _ray._remove_abandoned()
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"{cluster.PREFIX}{os.getpid()}-b", f"{cluster.PREFIX}noone-c",
+        f"{_ray.PREFIX}{os.getpid()}-b", f"{_ray.PREFIX}noone-c",
     }  # fmt: skip

@@ -292,20 +292,28 @@ def test_a_chain_that_diverges_is_no_answer(service: Service) -> None:
 
 
 def test_a_chain_that_nobody_waits_for_is_stopped(service: Service) -> None:
-    """The deadline passes during the first look; the second of two is not taken."""
+    """Its request is given up during the first look; the second of two is not taken."""
     true, looks = service.priors["fashion"].denoise, []
     before = counted(service).get(("rmp_stopped_total",), 0)
-    told = threading.Event()
+    entered, told = threading.Event(), threading.Event()
 
     def denoise(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         looks.append(x.shape)
+        entered.set()
         assert told.wait(30)
         return true(x, s)
 
-    with network(service, denoise):
-        refusal(post(service, GOOD | {"deadline": "2"}, {"image": npy(grey())}), 504, "deadline")
+    async def conversation(client: httpx.AsyncClient) -> None:
+        asked = asyncio.ensure_future(send(client, GOOD, {"image": npy(grey())}))
+        assert await asyncio.to_thread(entered.wait, 30)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
         told.set()
-        talk(service, lambda client: idle(service))
+        await idle(service)
+
+    with network(service, denoise):
+        talk(service, conversation)
     assert len(looks) == 1
     assert counted(service)["rmp_stopped_total",] == before + 1
 

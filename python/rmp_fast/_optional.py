@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["optional"]
+__all__ = ["optional", "require"]
 
 
 def optional(package: str, extra: str, needed_by: str) -> Any:
@@ -15,3 +17,10 @@ def optional(package: str, extra: str, needed_by: str) -> Any:
     except (ImportError, RuntimeError) as cause:  # a torchvision for another torch raises the latter
         name = package.partition(".")[0]
         raise ImportError(f"{needed_by} needs {name}: pip install 'rmp_fast[{extra}]' ({cause})") from cause
+
+
+def require(packages: Sequence[str], extra: str, needed_by: str) -> None:
+    """ImportError where packages are absent, with what needs them and how to install them; imports none of them."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{needed_by} needs {' and '.join(missing)}: pip install 'rmp_fast[{extra}]'")

@@ -6,21 +6,18 @@ import collections
 import contextlib
 import logging
 import os
-import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .._optional import require
+from .._ray import own_folder
 from ..cli.usage import UsageError
 
-__all__ = ["Attempts", "Pool", "connect", "devices", "feed", "run_once"]
+__all__ = ["Attempts", "Pool", "check_installed", "check_threads", "connect", "devices", "feed", "run_once"]
 
-PREFIX = "rmp-fast-ray-"
 OBJECT_STORE = 96 * 2**20  # only names and records pass through it
-LONGEST_SOCKET = 107  # of a Unix socket's path, of which Ray appends this much to its folder:
-SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 LARGEST_GROUP = 4  # processor threads of a worker; more gain less than another worker does
 BLOCKS = 4096  # of the data set, each one task; a batch each until there are more batches
 
@@ -39,6 +36,23 @@ class Pool:
         share = max(1, cpus // max(1, gpus)) if self.gpus else cpus
         self.threads = threads or min(LARGEST_GROUP, max(1, share // (workers or 1) if not self.gpus else share))
         self.workers = workers or (gpus if self.gpus else max(1, cpus // self.threads))
+
+
+def check_installed() -> None:
+    """Refuse to begin without the packages of the extra [ray]."""
+    try:
+        require(("ray", "pyarrow"), "ray", "`rmp-fast batch`")
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_threads(pool: Pool) -> None:
+    """Refuse workers that no machine of the cluster has room for: Ray would wait for one."""
+    import ray
+
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    if pool.threads > largest:
+        raise UsageError(f"`--threads` must be at most {largest}, the processors of Ray's machines, got {pool.threads}")
 
 
 def devices(wanted: str, gpus: int) -> str:
@@ -94,36 +108,29 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
         cpus: of a Ray of this machine.
 
     Raises:
-        UsageError: Ray is not installed, or does not answer at that address.
+        UsageError: Ray does not start, or does not answer at that address.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes back as an exception
     # The workers are this interpreter; a tool that Ray was started through has no say in that.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as cause:
-        raise UsageError(f"`rmp-fast batch` needs ray: pip install 'rmp_fast[ray]' ({cause})") from cause
+    import ray
+    import ray.data
+
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    folder = None
-    try:
-        with _muffled():
-            if address is not None:
-                ray.init(address=address, **quiet)
-            else:
-                _remove_abandoned()
-                folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_folder())
-                ray.init(
-                    address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False,
-                    _temp_dir=folder, **quiet,
-                )  # fmt: skip
-    except (ConnectionError, OSError, ValueError, RuntimeError) as cause:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        where = f"at `--address` {address}" if address is not None else "on this machine"
-        raise UsageError(f"Ray cannot be reached {where}: {cause}") from cause
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            if address is None:
+                quiet |= {
+                    "num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False,
+                    "_temp_dir": str(stack.enter_context(own_folder())),
+                }  # fmt: skip
+            with _muffled():
+                ray.init(address=address or "local", **quiet)
+        except (OSError, ValueError, RuntimeError) as cause:
+            where = f"at `--address` {address}" if address is not None else "on this machine"
+            raise UsageError(f"Ray cannot be reached {where}: {cause}") from cause
+        stack.callback(ray.shutdown)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -132,20 +139,25 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
         context.max_errored_blocks = -1
         found = ray.cluster_resources()
         yield int(found.get("CPU", 1)), int(found.get("GPU", 0))
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_once(function: Callable[..., Any], gpus: int, *arguments: Any) -> Any:
-    """The result of a call in a worker process of the cluster, where the software and devices are those that count."""
+    """The result of a call in a worker process of the cluster, where the software and devices are those that count.
+
+    Raises:
+        UsageError: the function did.
+        RuntimeError: Ray could not carry it out, or it failed otherwise.
+    """
     import ray
 
     try:
         return ray.get(ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(function).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UsageError) else error from None
+        if isinstance(error.cause, UsageError):
+            raise error.cause from None
+        raise RuntimeError(f"a worker failed: {error}") from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"no worker can begin: {error}") from error
 
 
 def feed(
@@ -168,9 +180,6 @@ def feed(
     """
     import ray.data
 
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    if pool.threads > largest:
-        raise UsageError(f"`--threads` must be at most {largest}, the processors of Ray's machines, got {pool.threads}")
     items = [{"work": work} for work in works]
     data = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
         worker,
@@ -204,29 +213,3 @@ def _muffled() -> Iterator[None]:
         finally:
             os.dup2(usual, 2)
             os.close(usual)
-
-
-def _short_folder() -> str | None:
-    """The folder for temporary files, unless its path is too long for Ray's sockets."""
-    usual = tempfile.gettempdir()
-    name = len(f"/{PREFIX}1234567-12345678")
-    return None if len(usual) + name + SESSION <= LONGEST_SOCKET else "/tmp"
-
-
-def _remove_abandoned() -> None:
-    """Remove the folders of runs of this user that were killed."""
-    for folder in {tempfile.gettempdir(), _short_folder() or tempfile.gettempdir()}:
-        for path in pathlib.Path(folder).glob(f"{PREFIX}*"):
-            owner = path.name[len(PREFIX) :].partition("-")[0]
-            if owner.isdigit() and not _is_alive(int(owner)) and path.stat().st_uid == os.getuid():
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

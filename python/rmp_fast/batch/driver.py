@@ -31,7 +31,7 @@ from ..cli.usage import UsageError, check_numbers
 from . import cluster
 from .inputs import Image, collect
 from .manifest import MANIFEST, Records, Row, SupersededError, claim, fingerprint
-from .store import PARALLEL, Store, open_file
+from .store import PARALLEL, Store, open_file, output_name
 
 if TYPE_CHECKING:
     from .worker import Job, Shape
@@ -117,7 +117,11 @@ def options_of(values: Mapping[str, Any]) -> argparse.Namespace:
             check_choice("option", name, sorted(vars(given).keys() - {"command"}))
         except ValueError as error:
             raise TypeError(str(error)) from error
-        setattr(given, name, pathlib.Path(value) if name in FILES and value is not None else value)
+        if name in FILES and value is not None:
+            value = pathlib.Path(value)
+        elif isinstance(getattr(given, name), str):
+            value = "none" if value is None else str(value)  # as the command line has it: --tile 256, --tile none
+        setattr(given, name, value)
     return given
 
 
@@ -132,6 +136,7 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
         UsageError: before any work, for anything that cannot be carried out as given.
     """
     _check(options)
+    cluster.check_installed()
     output = Store(options.output, "--output")
     collected = collect(options.input, options.seed, options.noise_std, output)
     _check_operator(options, collected)
@@ -145,13 +150,16 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
             gpus = _gpus() if options.device != "cpu" else 0
         device = cluster.devices(options.device, gpus)
         pool = cluster.Pool(device, cpus, gpus, options.workers, options.threads)
+        if options.address is not None:
+            cluster.check_threads(pool)
         options = _absolute(options, output, pool.threads)
         job = _job(options, device, collected, records, files)
         wanted = {image.name: fingerprint(image, job.settings_hash) for image in collected}
         todo = [image for image in collected if not records.is_finished(image.name, wanted[image.name])]
         watcher.begin(len(collected), len(collected) - len(todo))
         output.sweep()
-        records.forget(image.name for image in todo)
+        suffix = images.FORMATS[options.format]
+        records.forget({image.name: output_name(image.name, suffix) for image in todo})
         clerk = _Clerk(job, output, records, watcher, {image.name: image for image in todo})
         works = _works(options, _readable(clerk, todo, options.max_pixels))
         if works and options.address is None:
@@ -212,6 +220,8 @@ def _check(options: argparse.Namespace) -> None:
     numbers = copy.copy(options)
     if numbers.noise_std is None:
         numbers.noise_std = 0.0  # the images may have their own; collect() sees to it
+    if not -(2**63) <= options.seed < 2**63:
+        raise UsageError(f"`--seed` must be on [-2^63, 2^63), which the manifest can hold, got {options.seed}")
     check_numbers(numbers, ("evaluations", "inner_steps", "batch_size", "threads", "workers", "max_pixels"))
 
 
@@ -247,7 +257,9 @@ def _gpus() -> int:
 def _absolute(options: argparse.Namespace, output: Store, threads: int) -> argparse.Namespace:
     """The options as workers elsewhere can use them."""
     options = copy.copy(options)
-    options.output = output.fs.unstrip_protocol(output.root)
+    # The folder knows its input by this name: the same relative path is another input elsewhere.
+    options.input = Store(options.input, "--input").absolute
+    options.output = output.absolute
     options.threads = threads
     for key in FILES:
         if getattr(options, key) is not None:

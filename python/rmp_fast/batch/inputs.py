@@ -60,7 +60,7 @@ def collect(url: str, seed: int, noise_std: float | None, output: Store) -> list
     """
     source = Store(url, "--input")
     if url.lower().endswith(".parquet"):
-        return _of_manifest(source, seed, noise_std)
+        return _of_manifest(source, seed, noise_std, output)
     check_apart(source, output)
     if noise_std is None:
         raise UsageError(
@@ -78,7 +78,7 @@ def collect(url: str, seed: int, noise_std: float | None, output: Store) -> list
     return images
 
 
-def _of_manifest(source: Store, seed: int, noise_std: float | None) -> list[Image]:
+def _of_manifest(source: Store, seed: int, noise_std: float | None, output: Store) -> list[Image]:
     columns, count = _read_columns(source)
     folder = source.root.rpartition("/")[0]
     base = source.fs.unstrip_protocol(folder)
@@ -92,6 +92,10 @@ def _of_manifest(source: Store, seed: int, noise_std: float | None) -> list[Imag
         for key, values in columns.items()
         if key in ("path", "mask", "kernel")
     }
+    for key, urls in own.items():
+        for row, url in enumerate(urls):
+            if url is not None and output.holds(url):
+                raise UsageError(f"`--output` must not hold what is restored: the {key} of row {row} is {url}")
     seeds = _numbers(columns, "seed", _whole, seed, count)
     noises = _numbers(columns, "noise_std", _deviation, noise_std, count)
     for row, value in enumerate(noises):
@@ -139,7 +143,7 @@ def _name(value: object, row: int, folder: str) -> str:
         raise UsageError(f"`--input`: row {row} of the manifest must name a {KINDS} file, got {path!r}")
     bare = posixpath.normpath(path.partition("://")[2] if "://" in path else path)
     inside = posixpath.join(folder, "")
-    name = bare[len(inside) :] if bare.startswith(inside) else bare.lstrip("/")
+    name = bare.removeprefix(inside).lstrip("/")
     if name.startswith("../"):
         raise UsageError(f"`--input`: row {row} of the manifest must not leave the manifest's folder by '..': {path!r}")
     return name
@@ -169,6 +173,8 @@ def _numbers(
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise ValueError("a whole number")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("on [-2^63, 2^63)")
     return int(value)
 
 

@@ -24,6 +24,7 @@ __all__ = ["Records", "SupersededError", "claim", "fingerprint", "row_of"]
 MANIFEST = "manifest.parquet"
 RUN = "batch.json"
 SCHEMA = 1
+LONGEST_SHOWN = 120  # characters of a value in a message; a URL should fit
 
 #: Columns of the manifest and their types in Arrow.
 ROW = {
@@ -130,11 +131,18 @@ class Records:
         data = self.store.read_all(map(sidecar_name, names))
         return [row for text in data.values() if (row := _parsed(text)) is not None]
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Drop the rows of images that are done again, in the manifest too."""
-        for name in names:
-            self.rows.pop(name, None)
+    def forget(self, names: Mapping[str, str]) -> None:
+        """Drop the rows of images that are done again, in the manifest too, and pictures that are not replaced.
+
+        Args:
+            names: of the images, to those of the pictures that they get.
+        """
+        dropped = {name: self.rows.pop(name) for name in names if name in self.rows}
         self.write()
+        for name, row in dropped.items():
+            if row["output"] not in (None, names[name]):  # another format's
+                self.store.remove(sidecar_name(name))
+                self.store.remove(row["output"])
 
     def write(self) -> None:
         """Replace the manifest."""
@@ -229,7 +237,7 @@ def claim(store: Store, files: Mapping[str, str], source: str, settings: Row, co
     run = uuid.uuid4().hex
     state = {"schema": SCHEMA, "run": run, "command": command, "input": source, "settings": settings}
     try:
-        store.write(RUN, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
+        store.write(RUN, record.encode(state))
     except OSError as cause:
         raise UsageError(f"`--output` {store.url} cannot be written: {cause.strerror or cause}") from cause
     return Claim(store.url, run)
@@ -237,4 +245,4 @@ def claim(store: Store, files: Mapping[str, str], source: str, settings: Row, co
 
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "…"
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"

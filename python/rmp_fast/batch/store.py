@@ -44,6 +44,17 @@ class Store:
         self.url, self.root, self.flag = url, root.rstrip("/") or root, flag
         self.local = isinstance(self.fs, LocalFileSystem)
 
+    @property
+    def absolute(self) -> str:
+        """Its URL, the same wherever a process runs."""
+        url: str = self.fs.unstrip_protocol(self.root)
+        return url
+
+    def holds(self, url: str) -> bool:
+        """Whether a file or folder is this one, or lies in it."""
+        fs, path = fsspec.core.url_to_fs(url)
+        return type(fs) is type(self.fs) and posixpath.join(path, "").startswith(posixpath.join(self.root, ""))
+
     def path(self, name: str) -> str:
         """The file system's own path of a file in the folder."""
         return f"{self.root}/{name}"
@@ -180,10 +191,7 @@ def sidecar_name(name: str) -> str:
 
 def check_apart(source: Store, target: Store) -> None:
     """Refuse folders of which one contains the other: a second run would restore results."""
-    if source.fs is not target.fs and type(source.fs) is not type(target.fs):
-        return
-    ends = [posixpath.join(store.root, "") for store in (source, target)]
-    if ends[0].startswith(ends[1]) or ends[1].startswith(ends[0]):
+    if target.holds(source.absolute) or source.holds(target.absolute):
         raise UsageError(
             f"`--output` must lie outside of the input folder and not around it, got {target.url} for {source.url}"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
@@ -13,6 +12,8 @@ import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from .. import images
 from ..cli import record
@@ -118,7 +119,6 @@ class Worker:
         self._job, self._attempts = job, attempts
         self._store = Store(job.options.output, "--output")
         self._suffix = images.FORMATS[job.options.format]
-        self._folder = tempfile.TemporaryDirectory(prefix="rmp-fast-")
         self._chains: dict[tuple[object, ...], tuple[Chain, Settings]] = {}
         self._prior: Any = None
         self._name = f"{socket.gethostname()}/{os.getpid()}"
@@ -137,8 +137,7 @@ class Worker:
             except SupersededError as error:
                 result = {"superseded": str(error)}
             except Exception as error:  # as a result, because Ray Data drops what raises without saying why
-                text = f"{type(error).__name__}: {error}"
-                result = {"lost": {fields["name"]: text for fields in listed}}
+                result = {"lost": {fields["name"]: _text(error) for fields in listed}}
             results.append(json.dumps(result))
         return {"result": results}
 
@@ -153,7 +152,7 @@ class Worker:
             OSError: it cannot be written.
         """
         self._job.claim.check(self._store)
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        started = record.now()
         rows, readable = [], []
         for image in batch:
             digest = None
@@ -168,8 +167,8 @@ class Worker:
                         f"`--format` {self._job.options.format} cannot hold its 16 bit; use png or tiff"
                     )
                 readable.append((image, picture, digest))
-            except (images.ImageError, OSError) as error:
-                rows.append(self._fail(image, digest, str(error) or type(error).__name__, started))
+            except Exception as error:  # file systems, too, have exceptions of their own
+                rows.append(self._fail(image, digest, _text(error), started))
         return rows + (self._attempt(readable, started) if readable else [])
 
     def _attempt(self, batch: list[tuple[Image, images.ImageFile, str]], started: str) -> list[Row]:
@@ -182,12 +181,14 @@ class Worker:
             if not self._job.options.simulate:
                 own = {"seeds": [i.seed for i in listed], "noise_std": [i.noise_std for i in listed]}
             outcomes = chain.restore([picture for _, picture, _ in batch], names, **own)
-        except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        except torch.AcceleratorError:
+            os._exit(1)  # the device fails this process from now on; Ray starts another, and counts the attempts
+        except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
                 return self._attempt(batch[:middle], started) + self._attempt(batch[middle:], started)
             image, _, digest = batch[0]
-            return [self._fail(image, digest, str(error) or type(error).__name__, started)]
+            return [self._fail(image, digest, _text(error), started)]
         return [self._write(index, batch, outcome, task, started) for index, outcome in enumerate(outcomes)]
 
     def _chain(self, image: Image) -> tuple[Chain, Settings]:
@@ -197,8 +198,10 @@ class Worker:
         if options.simulate:
             key += image.seed, image.noise_std
         if key not in self._chains:
-            own = own_options(options, image, pathlib.Path(self._folder.name))
-            task = resolve(own)
+            # For the moment of reading: Ray ends its workers without giving them one to clean up.
+            with tempfile.TemporaryDirectory(prefix="rmp-fast-") as name:
+                own = own_options(options, image, pathlib.Path(name))
+                task = resolve(own)
             self._chains.clear()  # frees its plan before the next takes memory
             chain = Chain(own, task, self._job.device, self._prior)
             self._prior = chain.prior
@@ -217,11 +220,13 @@ class Worker:
         if not outcome.ok:
             return self._fail(image, digest, "its estimate left the finite range", started)
         options = self._job.options
-        data = images.encode(outcome.restoration, picture.depth, options.format, picture.icc_profile)
+        try:
+            data = images.encode(outcome.restoration, picture.depth, options.format, picture.icc_profile)
+        except Exception as error:  # a colour profile, say, that the format has no room for
+            return self._fail(image, digest, _text(error), started)
         target = output_name(image.name, self._suffix)
         entry = _entry(self._job, image, digest, started, self._name)
-        settings = {**entry["settings"]}
-        settings["operator_options"] = {key: task.digests.get(key, value) for key, value in task.options.items()}
+        settings = entry["settings"] | {"operator_options": task.deciding}
         entry |= {
             "status": "restored",
             "settings": settings,
@@ -264,8 +269,7 @@ def failure(
         its row of the manifest.
     """
     job.claim.check(store)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = _entry(job, image, digest, started or now, worker) | {"status": "failed", "error": error}
+    entry = _entry(job, image, digest, started or record.now(), worker) | {"status": "failed", "error": error}
     store.remove(sidecar_name(image.name))
     store.remove(output_name(image.name, images.FORMATS[job.options.format]))
     return _record(store, entry)
@@ -296,8 +300,14 @@ def _entry(job: Job, image: Image, digest: str | None, started: str, worker: str
     }
 
 
+def _text(error: Exception) -> str:
+    """What a row says of an error: its message, with its kind where that alone says little."""
+    told = isinstance(error, images.ImageError | UsageError | OSError | RuntimeError | TypeError | ValueError)
+    return str(error) if told and str(error) else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _record(store: Store, entry: dict[str, Any]) -> Row:
-    store.write(sidecar_name(entry["name"]), (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode())
+    store.write(sidecar_name(entry["name"]), record.encode(entry))
     return row_of(entry)
 
 

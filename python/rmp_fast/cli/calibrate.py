@@ -147,7 +147,7 @@ def _write_table(
     document = {
         "settings": {
             "task": settings.name,
-            "operator_options": {key: settings.digests.get(key, value) for key, value in settings.options.items()},
+            "operator_options": settings.deciding,
             **{key: getattr(options, key) for key in ("prior", "noise_std", "seed", "evaluations", "looks")},
         },
         "environment": record.environment(),

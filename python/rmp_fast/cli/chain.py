@@ -284,7 +284,7 @@ class Chain:
         self.settings = {
             "task": task.name,
             "operator": task.operator,
-            "operator_options": {key: task.digests.get(key, value) for key, value in task.options.items()},
+            "operator_options": task.deciding,
             "simulate": options.simulate,
             "noise_std": options.noise_std,
             "seed": options.seed,

@@ -241,7 +241,7 @@ def _write_tables(comparison: Comparison, rows: Sequence[Row], options: argparse
     document = {
         "settings": {
             "task": settings.name,
-            "operator_options": {key: settings.digests.get(key, value) for key, value in settings.options.items()},
+            "operator_options": settings.deciding,
             "prior": options.prior,
             "noise_std": options.noise_std,
             "seed": options.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import itertools
 import os
 import pathlib
@@ -173,7 +172,7 @@ def _restore(
     reporter: Reporter,
 ) -> list[tuple[float, float]]:
     """Restore a batch and write its files; returns PSNR of baseline and restoration of those with a truth."""
-    started = datetime.datetime.now(datetime.UTC)
+    started = record.now()
     jobs = [job for job, _ in batch]
     try:
         outcomes = chain.restore([image for _, image in batch], [job.file.name for job in jobs])
@@ -203,7 +202,7 @@ def _restore(
             "seeds": outcome.seeds,
             "batch": membership,
             "quality": outcome.quality,
-            "timing": {"started": started.isoformat(timespec="seconds"), **outcome.stats},
+            "timing": {"started": started, **outcome.stats},
             "environment": environment,
         }  # fmt: skip
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -19,8 +20,10 @@ __all__ = [
     "SCHEMA",
     "command",
     "digest",
+    "encode",
     "environment",
     "is_finished",
+    "now",
     "settings_hash",
     "version",
     "weights_digest",
@@ -115,7 +118,17 @@ def version() -> str:
 
 def write(sidecar: pathlib.Path, entry: dict[str, Any]) -> None:
     """Write a sidecar. It must come after the pictures, because it says that they are complete."""
-    write_atomically(sidecar, (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(sidecar, encode(entry))
+
+
+def encode(entry: dict[str, Any]) -> bytes:
+    """The bytes of a sidecar."""
+    return (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def now() -> str:
+    """The time as sidecars state it: UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _processor() -> str:

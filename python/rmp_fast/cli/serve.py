@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import sys
 
+from .tasks import choice
 from .usage import UsageError
 
 __all__ = ["run"]
-
-_LONGEST_PATH = 60  # Ray's sockets add about 45 characters, and addresses of sockets end at 107
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,11 +33,13 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"`--drain` must be a number > 0, got {options.drain}")
     if options.direct and (options.replicas > 1 or options.temp_dir is not None):
         raise UsageError("`--direct` is one process without files; it excludes `--replicas` and `--temp-dir`")
-    if options.temp_dir is not None and len(str(options.temp_dir.resolve())) > _LONGEST_PATH:
-        raise UsageError(f"`--temp-dir` must be a path of at most {_LONGEST_PATH} characters, got {options.temp_dir}")
-    _check_free(options.host, options.port)
     from ..serving import Config, direct, local, parse_warm
 
+    longest = local.LONGEST_PATH  # for Ray's sockets
+    if options.temp_dir is not None and len(str(options.temp_dir.resolve())) > longest:
+        raise UsageError(f"`--temp-dir` must be a path of at most {longest} characters, got {options.temp_dir}")
+    _check_device(options.device, options.replicas)
+    _check_free(options.host, options.port)
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
     names = ("batch", "queue", "max_bytes", "max_pixels", "deadline", "longest_deadline", "backend", "device")
     try:
@@ -55,15 +57,31 @@ def run(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    if options.direct:
-        try:
+    folder = None if options.temp_dir is None else options.temp_dir.resolve()
+    try:
+        if options.direct:
             done = direct.run(config, options.host, options.port, options.drain, say)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    else:
-        folder = None if options.temp_dir is None else options.temp_dir.resolve()
-        done = local.run(config, options.host, options.port, options.replicas, options.drain, folder, say)
+        else:
+            done = local.run(config, options.host, options.port, options.replicas, options.drain, folder, say)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except (RuntimeError, OSError) as error:  # of Ray, with what a replica said
+        print(f"rmp-fast serve: error: {error}", file=sys.stderr)
+        return 1
     return 0 if done else 1
+
+
+def _check_device(device: str, replicas: int) -> None:
+    """Refuse replicas that wait for a GPU which is not there."""
+    if choice("--device", device, ("cpu", "cuda")) == "cuda":
+        import torch
+
+        count = torch.cuda.device_count()
+        if count < replicas:
+            raise UsageError(
+                f"`--device` cuda needs a GPU for each of `--replicas` {replicas}, and there are {count}; use cpu, or "
+                "fewer replicas"
+            )
 
 
 def _check_free(host: str, port: int) -> None:

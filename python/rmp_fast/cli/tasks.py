@@ -93,6 +93,11 @@ class Settings:
     maps: NDArray[np.complex128] | None
     digests: dict[str, str]
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The options, files by their SHA-256: what decides the numbers of a result."""
+        return {key: self.digests.get(key, value) for key, value in self.options.items()}
+
 
 def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
     """``value`` if it is one of ``known``, else UsageError with the nearest names."""

@@ -137,8 +137,9 @@ class Batcher:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                self._running = batch = self._take()
+                # Before there is a batch: problem() reads both without the lock.
                 self._running_since = started = time.monotonic()
+                self._running = batch = self._take()
             if not batch:
                 continue
             try:

@@ -58,7 +58,7 @@ class Config:
         max_kernel: longest side of a blur kernel in pixels.
         deadline: seconds from arrival to answer, where the request says nothing; longest_deadline: most it may say.
         body_seconds: within which a body must have come.
-        plans: plans kept, and plan_bytes: bytes of their buffers; the least recently used go first.
+        plans: plans kept, and plan_bytes: bytes of their buffers and operators; the least recently used go first.
         threads: of one replica.
         backend, device: of the plans.
 

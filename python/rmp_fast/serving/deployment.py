@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import math
 from typing import Any
 
+from .._optional import require
 from .config import Config
 
 __all__ = ["MARGIN", "deployment", "require_ray"]
@@ -18,9 +17,7 @@ MARGIN = 128
 
 def require_ray() -> None:
     """ImportError where the packages of the service are absent, with what installs them."""
-    missing = [name for name in ("ray", "starlette", "python_multipart") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"the service needs {' and '.join(missing)}: pip install 'rmp_fast[ray]'")
+    require(("ray", "starlette", "python_multipart"), "ray", "the service")
 
 
 def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) -> Any:
@@ -67,7 +64,7 @@ def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) 
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
-        ray_actor_options={"num_cpus": config.threads, "num_gpus": math.ceil(config.device.startswith("cuda"))},
+        ray_actor_options={"num_cpus": config.threads, "num_gpus": int(config.device.startswith("cuda"))},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     return options(serve.ingress(build)(Replica)).bind()

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 
+from .._ray import LONGEST_FOLDER, own_folder
 from .config import Config
 from .deployment import deployment, require_ray
 
-__all__ = ["run"]
+__all__ = ["LONGEST_PATH", "run"]
 
 NAME = "rmp-fast"
+LONGEST_PATH = LONGEST_FOLDER - len("/ray")
 _OBJECT_STORE = 80 * 2**20  # the least that Ray takes; requests and answers do not go through it
 _FLUSH_SECONDS = 1.0  # in which the proxy hands the last answers to their clients
 
@@ -36,8 +37,8 @@ def run(
     Args:
         config, replicas, drain_seconds: see :func:`rmp_fast.serving.deployment`.
         host, port: where to listen.
-        folder: for what Ray writes and for counters, its path at most 60 characters; by default a temporary one that is
-            removed at the end.
+        folder: for what Ray writes and for counters, its path at most :data:`LONGEST_PATH` characters; by default a
+            temporary one that is removed at the end.
         say: told what happens, one line each.
 
     Returns:
@@ -48,8 +49,14 @@ def run(
         RuntimeError: if Ray or a replica does not start.
     """
     require_ray()
-    own = folder is None
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="rmp-fast-")) if folder is None else folder
+    with own_folder() if folder is None else contextlib.nullcontext(folder) as place:
+        return _with_ray(config, host, port, replicas, drain_seconds, place, say)
+
+
+def _with_ray(
+    config: Config, host: str, port: int, replicas: int, drain_seconds: float, folder: pathlib.Path,
+    say: Callable[[str], None],
+) -> bool:  # fmt: skip
     counters = folder / "metrics"
     counters.mkdir(parents=True, exist_ok=True)
     # Read by processes that Ray starts, and by ray itself when it is imported.
@@ -65,13 +72,12 @@ def run(
         return _serve(config, host, port, replicas, drain_seconds, say)
     finally:
         ray.shutdown()
-        if own:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve(
     config: Config, host: str, port: int, replicas: int, drain_seconds: float, say: Callable[[str], None]
 ) -> bool:  # fmt: skip
+    import ray
     from ray import serve
 
     told = threading.Event()
@@ -94,7 +100,10 @@ def _serve(
         while not told.wait(0.5):
             pass
         say("stopping: new requests are refused, those accepted are finished")
-        done = all(handle.broadcast("drain", drain_seconds).results(timeout_s=drain_seconds + 30))
+        try:
+            done = all(handle.broadcast("drain", drain_seconds).results(timeout_s=drain_seconds + 30))
+        except (TimeoutError, ray.exceptions.RayError):  # a replica that hangs, or died with what it had accepted
+            done = False
         time.sleep(_FLUSH_SECONDS)
         serve.shutdown()
     finally:

@@ -47,7 +47,7 @@ class Metrics:
         self.queued = Gauge("rmp_queue_requests", "Requests waiting", **gauge)
         self.running = Gauge("rmp_running_requests", "Requests whose batch is running", **gauge)
         self.plans = Gauge("rmp_plans", "Plans kept", **gauge)
-        self.plan_bytes = Gauge("rmp_plan_bytes", "Bytes of the buffers of plans", **gauge)
+        self.plan_bytes = Gauge("rmp_plan_bytes", "Bytes of the buffers and operators of plans", **gauge)
         self.ready = Gauge("rmp_ready_replicas", "Replicas that take requests", **gauge)
 
     def render(self) -> tuple[bytes, str]:
@@ -59,7 +59,7 @@ class Metrics:
         if self._directory is not None:
             self._forget_dead(pathlib.Path(self._directory))
             registry = CollectorRegistry()
-            everything = MultiProcessCollector(None, self._directory)  # type: ignore[no-untyped-call]
+            everything = MultiProcessCollector(None, self._directory)
             registry.register(_Own(everything))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
@@ -71,7 +71,7 @@ class Metrics:
         for file in directory.glob("gauge_live*_*.db"):
             found = re.search(r"_(\d+)\.db$", file.name)
             if found and not pathlib.Path("/proc", found.group(1)).exists() and pathlib.Path("/proc/self").exists():
-                mark_process_dead(int(found.group(1)), str(directory))  # type: ignore[no-untyped-call]
+                mark_process_dead(int(found.group(1)), str(directory))
 
 
 class _Own:

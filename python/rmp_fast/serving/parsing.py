@@ -76,7 +76,7 @@ class Job:
     @property
     def key(self) -> Hashable:
         """What jobs of one batch must share; masks and noise levels are each item's own."""
-        options = tuple(sorted((k, self.task.digests.get(k, v)) for k, v in self.task.options.items()))
+        options = tuple(sorted(self.task.deciding.items()))
         if isinstance(self.op, operators.Inpainting):
             options = (("mask_channels", self.op.mask.shape[-3]),)
         return self.task.name, options, self.prior, self.evaluations, self.shape

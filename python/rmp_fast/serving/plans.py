@@ -67,8 +67,8 @@ class Plans:
 
     @property
     def buffer_bytes(self) -> int:
-        """Of all plans together."""
-        return sum(plan.buffer_bytes for plan in self._plans.values())
+        """Of all plans together, with the data of their operators."""
+        return sum(plan.buffer_bytes + plan.operator_bytes for plan in self._plans.values())
 
     def restore(self, jobs: Sequence[Job], wanted: Callable[[], bool] = lambda: True) -> list[Outcome]:
         """Run jobs of one key as one batch.
@@ -130,7 +130,7 @@ class Plans:
         return {
             "task": job.task.name,
             "operator": job.task.operator,
-            "operator_options": {key: job.task.digests.get(key, value) for key, value in job.task.options.items()},
+            "operator_options": job.task.deciding,
             "noise_std": job.noise_std,
             "seed": job.seed,
             "prior": job.prior,
