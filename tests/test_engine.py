@@ -2,14 +2,16 @@
 
 import copy
 import pathlib
+import threading
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import rmp_fast as rmp
-from rmp_fast import engine
+from rmp_fast import engine, graph
 from rmp_fast.priors import NetworkPrior
 from rmp_fast.priors.unet import DenoiserUNet, UNetConfig
 from rmp_fast.tiling import Tiled
@@ -87,9 +89,36 @@ def test_tiles_are_compiled(guidance: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(found.mean, eager.mean)
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "tile"),
+    [
+        ({}, (10, 9), None),
+        ({"noise": "antithetic", "spread_looks": 1}, (10, 9), None),
+        ({"guidance": "dps"}, (10, 9), None),
+        ({}, (200, 9), 128),  # whose tiles are contiguous where they lie
+        ({}, (130, 140), 128),
+        ({"guidance": "dps"}, (130, 140), 128),
+    ],
+    ids=str,
+)
+def test_an_execution_compiles_nothing(
+    options: dict, size: tuple[int, int], tile: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compiler = CompileCounterWithBackend("aot_eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiler(call, backend=counter, dynamic=False))
+    shape, settings = (1, 1, *size), {"schedule": rmp.schedules.log(1, 0.05, 5.0), **options}
+    p = Tiled(prior(), tile, 64) if tile else prior()
+    made = rmp.Plan(rmp.operators.Denoising(), p, shape, 0.05, compile=True, **settings)
+    compilations = counter.frame_count
+    assert compilations > 0
+    found = made.execute(torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1)
+    assert found.stats["compiled"] == 1
+    assert counter.frame_count == compilations
+
+
 def test_every_plan_has_compilations_of_its_own() -> None:
     # torch gives up, silently, when one code object has been compiled for more than eight shapes
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     for size in range(1, 13):
         call = torch.compile(engine._fresh(lambda x, s: x * s), backend=counter, dynamic=False)
         x = torch.ones(size)
@@ -205,6 +234,54 @@ def test_the_layout_changes_no_estimate_and_not_the_prior(channels_last: bool | 
     pairs = zip(p.network.parameters(), network.parameters(), strict=True)
     assert all((a is b) == a.is_contiguous(memory_format=layout) for a, b in pairs if a.ndim == 4)
     assert all(a is b for a, b in zip(p.network.parameters(), network.parameters(), strict=True) if a.ndim != 4)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_plans_share_the_weights_that_were_laid_out_anew_until_they_change(inference: bool) -> None:
+    p = prior()
+    with torch.inference_mode(inference):
+        first, second = (plan(p, guidance="dps").network.prior.network for _ in range(2))
+    assert first is not p.network
+    assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    with torch.no_grad():
+        for weight in p.network.parameters():
+            weight.mul_(0.5)
+    again = plan(p, guidance="dps")
+    for weight, copied in zip(p.network.parameters(), again.network.prior.network.parameters(), strict=True):
+        assert torch.equal(weight, copied)
+    assert_same(again.execute(measured()).mean, plan(p, guidance="dps", backend="torch").execute(measured()).mean)
+
+
+def test_networks_that_cannot_be_copied_keep_their_layout() -> None:
+    p = prior()
+    p.network.lock = threading.Lock()
+    kept = plan(p)
+    assert kept.network.prior is p
+    assert kept.execute(measured()).ok.all()
+    with pytest.raises(ValueError, match="`channels_last` True needs a copy of the network of 'small', which cannot"):
+        plan(p, channels_last=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_network_derives_from_others_are_no_obstacle() -> None:
+    p = prior()
+    convolution = next(m for m in p.network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    expected = plan(p).execute(measured()).mean
+    torch.nn.utils.weight_norm(convolution)
+    made = plan(p, channels_last=True)
+    assert made.network.prior is not p
+    assert_same(made.execute(measured()).mean, expected)
+
+
+@pytest.mark.usefixtures("native_bfloat16")
+def test_bfloat16_is_judged_before_a_graph_may_hold_it() -> None:
+    lowered = plan(prior(), precision="bfloat16")
+    lowered.device = torch.device("cuda")
+    assert "its first execution in bfloat16, which float32 judges" in str(graph.refusal(lowered))
+    lowered.device = torch.device("cpu")
+    lowered.execute(measured())
+    lowered.device = torch.device("cuda")
+    assert graph.refusal(lowered) is None
 
 
 MIXTURE = rmp.priors.Gaussian(torch.zeros(4), torch.ones(4))

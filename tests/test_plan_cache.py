@@ -138,6 +138,34 @@ def test_unknown_shapes_run_without_a_graph_if_asked_and_make_room_for_each_othe
         pass
 
 
+def test_making_a_plan_for_an_unknown_shape_holds_up_nobody() -> None:
+    making, released = threading.Event(), threading.Event()
+
+    def make(shape: tuple[int, ...]) -> rmp.Plan:
+        if shape == OTHER:
+            making.set()
+            assert released.wait(60)
+        return rmp.Plan(operators.Denoising(), PRIOR, shape, 0.1)
+
+    cache = rmp.PlanCache(make, uncaptured="run")
+    cache.warm(SHAPE)
+    served = []
+
+    def serve(shape: tuple[int, ...]) -> None:
+        with cache.lend(shape) as plan:
+            served.append(plan.shape)
+
+    threads = [threading.Thread(target=serve, args=(shape,), daemon=True) for shape in (OTHER, SHAPE)]
+    threads[0].start()
+    assert making.wait(60)
+    threads[1].start()
+    threads[1].join(60)
+    assert served == [SHAPE]
+    released.set()
+    threads[0].join(60)
+    assert served == [SHAPE, OTHER]
+
+
 def test_captured_plans_share_one_pool_and_serving_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(monkeypatch)
     given = arguments("inpainting", backend="torch")
@@ -159,7 +187,12 @@ def test_captured_plans_share_one_pool_and_serving_captures_nothing(monkeypatch:
     with pytest.raises(ValueError, match="`mask` must have shape"):
         cache.execute(bigger, torch.zeros(bigger))
     assert [call for call in driver.calls if call[0] == "capture"] == captures
-    assert cache.bytes > 2 * sum(r.bytes for r in recordings[:1])
+    # the graphs' buffers, and the one pool that both use
+    pool = sum(s["total_size"] for s in torch.cuda.memory_snapshot())
+    with cache.lend(SHAPE) as plan:
+        owned = plan.buffer_bytes + plan.operator_bytes
+    assert pool > 0
+    assert cache.bytes == 2 * (owned + recordings[0].bytes) + pool
 
 
 @pytest.mark.parametrize(

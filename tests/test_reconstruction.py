@@ -125,6 +125,22 @@ def test_out_of_memory_one_image_goes_on_in_smaller_and_smaller_tiles() -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)  # the blend rounds
 
 
+def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
+    sizes = []
+
+    def denoise(x: Tensor, s: Tensor) -> Tensor:
+        sizes.append(x.shape[0])
+        if x.shape[0] > 2:
+            raise MemoryError
+        return smooth(x, s)
+
+    prior, y = rmp.priors.from_denoiser(denoise, 0.4), random((11, 2, 8, 6))
+    looks = {"schedule": rmp.schedules.log(1, 0.1, 5.0), "inner_steps": 1}
+    found = rmp.reconstruct(y, operators.Denoising(), prior, noise_std=0.1, batch_size=10, **looks).mean
+    assert sizes == [10, 5, 2, 2, 2, 2, 2, 1]
+    assert torch.equal(found, rmp.Plan(operators.Denoising(), PRIOR, y.shape, 0.1, **looks).execute(y).mean)
+
+
 @pytest.mark.parametrize("tile", [None, "auto"])
 def test_what_does_not_fit_at_all_is_an_error(tile: str | None) -> None:
     with pytest.raises(MemoryError):
@@ -178,13 +194,15 @@ def test_an_image_that_does_not_fit_is_restored_in_tiles_of_itself(monkeypatch: 
     sizes = set()
 
     def denoise(x: Tensor, s: Tensor) -> Tensor:
-        sizes.add(tuple(x.shape[-2:]))
+        sizes.add((x.shape[0], *x.shape[-2:]))
         return x / (1 + s[:, None, None, None])
 
     prior = rmp.priors.from_denoiser(denoise, 0.4)
     monkeypatch.setattr(memory, "available", lambda device: 2**20)
-    rmp.reconstruct(random((1, 1, 600, 520)), operators.Denoising(), prior, noise_std=0.1, **FEW)
-    assert max(map(max, sizes - {(128, 128)})) <= 256  # 128: the measurement
+    rmp.reconstruct(random((2, 1, 600, 520)), operators.Denoising(), prior, noise_std=0.1, **FEW)
+    sizes.discard((1, 128, 128))  # the measurement
+    assert max(max(height, width) for _, height, width in sizes) <= 256
+    assert {batch for batch, *_ in sizes} == {1}  # the tile of one image has all the memory
 
 
 def test_this_machine_has_memory() -> None:
@@ -224,6 +242,12 @@ def test_batches_grow_while_an_item_gets_faster(
     assert len(calls) == counted  # measured once
 
 
+def test_measuring_batches_ends_where_memory_does() -> None:
+    prior = greedy(MemoryError(), 4 * 16)
+    size = memory.fastest_batch(prior, (1, 4, 4), 20, 1e9, 1.0, torch.device("cpu"), gradients=False)
+    assert size in (1, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -239,6 +263,8 @@ def test_batches_grow_while_an_item_gets_faster(
         ({"noise_std": None}, ValueError, "`noise_std` must be given"),
         ({"noise_std": torch.ones(4)}, ValueError, r"`noise_std` must be a number or have shape \(B,\) = \(5,\)"),
         ({"seeds": torch.zeros(2, dtype=torch.int64)}, ValueError, r"`seeds` must have shape \(B,\) = \(5,\)"),
+        ({"seeds": torch.zeros(2, dtype=torch.int64), "batch_size": "auto"}, ValueError, "`seeds` must have shape"),
+        ({"shape": (4, *SHAPE[1:])}, ValueError, r"`y` must have shape \(4, 2, 8, 6\), got \(5, 2, 8, 6\)"),
         ({"sede": 1}, TypeError, "sede"),
     ],
 )
@@ -247,6 +273,16 @@ def test_refusals(options: dict[str, object], error: type[Exception], message: s
     prior = rmp.priors.from_denoiser(lambda x, s: called.append(1) or x, 1.0)
     with pytest.raises(error, match=message):
         rmp.reconstruct(random(SHAPE), operators.Denoising(), prior, **{"noise_std": 0.1, **options})
+    assert not called
+
+
+def test_a_part_that_is_not_finite_is_refused_before_the_others_run() -> None:
+    called = []
+    prior = rmp.priors.from_denoiser(lambda x, s: called.append(1) or x, 1.0)
+    y = random(SHAPE)
+    y[3, 0, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="`y` must be finite, got NaN or infinity in item 3"):
+        rmp.reconstruct(y, operators.Denoising(), prior, noise_std=0.1, batch_size=1)
     assert not called
 
 

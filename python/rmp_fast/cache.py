@@ -48,7 +48,8 @@ class PlanCache:
         uncaptured: what happens to a shape that is not warm: ``"error"``, or ``"run"``: a plan is made for it and runs
             without a graph. Of such plans the least recently used ones are dropped where there are too many; warm ones
             never are.
-        capture: whether :meth:`warm` captures; None: on CUDA devices.
+        capture: whether :meth:`warm` captures; None: on CUDA devices. A plan in bfloat16 is captured after its first
+            execution, so for such plans ``make`` executes them once.
         **arguments: of :class:`rmp_fast.Plan`, without ``shape``.
 
     Raises:
@@ -221,25 +222,24 @@ class PlanCache:
         with self._returned:
             shelf = self._shelves.get(shape)
             # Plans that are not warm may be dropped, so nobody waits for one.
-            if shelf is None or (not shelf.warm and not shelf.idle):
-                return self._improvised(shape)
-            if not self._returned.wait_for(lambda: shelf.idle, timeout):
-                raise TimeoutError(
-                    f"all {len(shelf.plans)} plans for {shape_text(shape)} stayed lent for {timeout:g} s; warm more"
+            if shelf is not None and (shelf.warm or shelf.idle):
+                if not self._returned.wait_for(lambda: shelf.idle, timeout):
+                    raise TimeoutError(
+                        f"all {len(shelf.plans)} plans for {shape_text(shape)} stayed lent for {timeout:g} s; warm more"
+                    )
+                self._shelves.move_to_end(shape)
+                return shelf.idle.pop()
+            if not self._runs:
+                raise ValueError(
+                    f"no plan is warm for the shape {shape_text(shape)}; warm are {self._warm_text()}; warm it before "
+                    "serving, or make the cache with uncaptured='run'"
                 )
-            self._shelves.move_to_end(shape)
-            return shelf.idle.pop()
-
-    def _improvised(self, shape: Shape) -> Plan:
-        if not self._runs:
-            raise ValueError(
-                f"no plan is warm for the shape {shape_text(shape)}; warm are {self._warm_text()}; warm it before "
-                "serving, or make the cache with uncaptured='run'"
-            )
-        self._make_room(shape)
+            self._make_room(shape)
+        # Making one may take seconds, in which other threads lend and give back theirs.
         plan = self._made(shape)
-        self._make_room(shape, plan)
-        self._put(shape, plan, warm=False)
+        with self._returned:
+            self._make_room(shape, plan)
+            self._put(shape, plan, warm=False)
         return plan
 
 

@@ -11,12 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._checks import check_choice
 from .priors import GaussianMixture, Prior
 from .tiling import Tiled
 
-__all__ = ["LEAST_PSNR", "PRECISIONS", "Network", "Result", "is_settled", "prepare", "settle", "stats_of"]
+__all__ = [
+    "LEAST_PSNR",
+    "PRECISIONS",
+    "Network",
+    "Result",
+    "Stats",
+    "check",
+    "is_settled",
+    "prepare",
+    "settle",
+    "stats_of",
+]
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -31,30 +43,32 @@ _Denoise = Callable[[Tensor, Tensor], Tensor]
 Stats = dict[str, float]
 Result = tuple[Tensor, Tensor | None, Tensor]  # mean, variance, ok
 
+# Of every weight that was laid out anew, by layout: its address and version then, and the copy, which plans share.
+_laid = WeakTensorKeyDictionary()
+
 
 class Network(Prior):
     """A prior as one plan runs it; see :func:`prepare`.
 
     Attributes:
+        precision: in which it runs now.
         settled: False until the first execution in bfloat16 has been compared with float32.
-        problems: why what was asked for is not done, in words; empty where it is.
     """
 
     def __init__(self, prior: Prior, precision: str, device: torch.device) -> None:
         self.prior, self.device = prior, device
         self.name, self.data_variance, self.channels = prior.name, prior.data_variance, prior.channels
-        self.problems: list[str] = []
-        self._asked_precision = precision
         self._denoise: _Denoise = prior.denoise if precision == "float32" else _in_bfloat16(prior.denoise, device)
         self._compiled: dict[tuple[torch.Size, bool], _Denoise] = {}
-        self._sizes: list[tuple[tuple[int, ...], torch.dtype]] = []
-        self._gradients = False
+        self._asked: tuple[list[tuple[int, ...]], torch.dtype, bool] | None = None
         self._seconds = 0.0
         self.precision = precision
         self.settled = precision == "float32"
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         """See :meth:`rmp_fast.priors.Prior.denoise`."""
+        if not self._compiled:
+            return self._denoise(x, s)
         differentiates = x.requires_grad and torch.is_grad_enabled()
         compiled = self._compiled.get((x.shape, differentiates))
         if compiled is None:
@@ -79,16 +93,16 @@ class Network(Prior):
             "guard_seconds": 0.0,
         }
 
-    def compile(self, shapes: Iterable[tuple[int, ...]], dtype: torch.dtype, gradients: bool) -> None:
+    def compile(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, gradients: bool) -> None:
         """Compile for inputs of these shapes, and gradients with respect to them; keep to eager where that fails."""
-        self._sizes, self._gradients = [(shape, dtype) for shape in shapes], gradients
+        self._asked = shapes, dtype, gradients
         started = time.perf_counter()
         try:
-            for shape, _ in self._sizes:
+            for shape in shapes:
                 self._compile(shape, dtype, gradients)
         except Exception as error:  # inductor raises whatever its C++ or Triton compiler does
             self._compiled.clear()
-            self._report(f"the network of {self.name!r} is not compiled and runs eagerly: {_reason(error)}")
+            _warn(f"the network of {self.name!r} is not compiled and runs eagerly: {_reason(error)}")
         self._seconds += time.perf_counter() - started
 
     def _compile(self, shape: tuple[int, ...], dtype: torch.dtype, gradients: bool) -> None:
@@ -142,12 +156,12 @@ class Network(Prior):
         else:
             found = exact
             self.precision = "float32"
-            self._report(
+            _warn(
                 f"`precision` 'bfloat16' of {self.name!r}: an estimate has {psnr:.1f} dB against float32, less than "
                 f"{LEAST_PSNR:g}; this plan goes back to float32"
             )
-            if kept[1]:
-                self.compile([shape for shape, _ in self._sizes], self._sizes[0][1], self._gradients)
+            if kept[1] and self._asked is not None:
+                self.compile(*self._asked)
             stats.update(self.stats)
         self.settled = True
         stats["guard_seconds"] = time.perf_counter() - started
@@ -156,36 +170,11 @@ class Network(Prior):
     def refuse_bfloat16(self, reason: str) -> None:
         """Run in float32 instead, and say so."""
         self.precision, self.settled, self._denoise = "float32", True, self.prior.denoise
-        self._report(f"`precision` 'bfloat16' is not used, the network runs in float32: {reason}")
-
-    def _report(self, text: str) -> None:
-        self.problems.append(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        _warn(f"`precision` 'bfloat16' is not used, the network runs in float32: {reason}")
 
 
-def prepare(
-    prior: Prior, shapes: Iterable[tuple[int, ...]], *, compile: bool, precision: str, channels_last: bool | None,
-    gradients: bool, backend: str, device: torch.device, dtype: torch.dtype,
-) -> Prior:  # fmt: skip
-    """The prior as a plan runs it.
-
-    Args:
-        prior: whose network is laid out, run in ``precision`` and compiled, in copies where anything changes.
-        shapes: (B, ...) of the inputs it will get; compiled for these, eager for others.
-        compile: with frozen weights (where no gradient is taken), once, here, for the number of threads set now;
-            checked against eager on random input.
-        precision: ``"float32"``, or ``"bfloat16"``: the network alone, its input and output stay float32.
-        channels_last: layout of convolution weights; None: channels last on processors, as they are elsewhere.
-        gradients: whether u -> J^T u is needed; weights never get gradients.
-        backend, device, dtype: of the plan, resolved.
-
-    Raises:
-        TypeError, ValueError: for values that do not fit.
-
-    Warns:
-        RuntimeWarning: with the reason where compiling fails or the processor has no bfloat16; the network then runs
-            eagerly, or in float32.
-    """
+def check(prior: Prior, compile: object, precision: str, channels_last: object, backend: str) -> None:
+    """TypeError or ValueError where :func:`prepare` cannot take these arguments, whose meanings are there."""
     check_choice("precision", precision, PRECISIONS)
     for name, value in (("compile", compile), ("channels_last", channels_last)):
         if not isinstance(value, bool) and not (name == "channels_last" and value is None):
@@ -195,6 +184,32 @@ def prepare(
         raise ValueError(f"{asked} is for priors made of a network; {prior.name!r} is computed in float64")
     if asked and backend == "reference":
         raise ValueError(f"{asked} does not go with `backend` 'reference', which runs the prior as it is")
+
+
+def prepare(
+    prior: Prior, shapes: Iterable[tuple[int, ...]], *, compile: bool, precision: str, channels_last: bool | None,
+    gradients: bool, backend: str, device: torch.device, dtype: torch.dtype,
+) -> Prior:  # fmt: skip
+    """The prior as a plan runs it, for arguments that :func:`check` has seen.
+
+    Args:
+        prior: whose network is laid out, run in ``precision`` and compiled, in copies where anything changes: those do
+            not follow weights that change later.
+        shapes: (B, ...) of the inputs it will get; compiled for these, eager for others.
+        compile: with frozen weights (where no gradient is taken), once, here, for the number of threads set now;
+            checked against eager on random input.
+        precision: ``"float32"``, or ``"bfloat16"``: the network alone, its input and output stay float32.
+        channels_last: layout of convolution weights; None: channels last on processors, as they are elsewhere.
+        gradients: whether u -> J^T u is needed; weights never get gradients.
+        backend, device, dtype: of the plan, resolved.
+
+    Raises:
+        ValueError: ``channels_last`` was given, and the network cannot be copied.
+
+    Warns:
+        RuntimeWarning: with the reason where compiling fails or the processor has no bfloat16; the network then runs
+            eagerly, or in float32.
+    """
     if backend == "reference" or isinstance(prior, GaussianMixture) or _network_of(prior) is not None:
         return prior  # also what another plan has prepared already
     tiled = prior if isinstance(prior, Tiled) else None
@@ -227,6 +242,10 @@ def stats_of(prior: Prior) -> Stats:
     return {} if network is None else network.stats
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
 def _network_of(prior: Prior) -> Network | None:
     inner = prior.prior if isinstance(prior, Tiled) else prior
     return inner if isinstance(inner, Network) else None
@@ -243,13 +262,31 @@ def _laid_out(prior: Prior, channels_last: bool | None, device: torch.device) ->
         return prior
     result = copy.copy(prior)
     for key, module in modules.items():
-        same = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-        for p in module.parameters():
-            if p.ndim == 4 and not p.is_contiguous(memory_format=layout):
-                laid_out = p.detach().clone(memory_format=layout)
-                same[id(p)] = nn.Parameter(laid_out, requires_grad=False)
-        setattr(result, key, copy.deepcopy(module, dict(same)))
+        # deepcopy refuses tensors that modules derived from their weights and keep.
+        derived = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+        same = {id(t): t for t in [*module.parameters(), *module.buffers(), *derived]}
+        same |= {id(p): _copy_of(p, layout) for p in weights if not p.is_contiguous(memory_format=layout)}
+        try:
+            setattr(result, key, copy.deepcopy(module, dict(same)))
+        except (RuntimeError, TypeError) as error:
+            if channels_last is None:
+                return prior
+            raise ValueError(
+                f"`channels_last` {channels_last} needs a copy of the network of {prior.name!r}, which cannot be made: "
+                f"{error}; leave it out"
+            ) from error
     return result
+
+
+def _copy_of(weight: Tensor, layout: torch.memory_format) -> Tensor:
+    state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    held = _laid.setdefault(weight, {})
+    if layout not in held or held[layout][0] != state:
+        with torch.inference_mode(False):
+            copied = weight.detach().clone(memory_format=layout)
+        held[layout] = state, nn.Parameter(copied, requires_grad=False)
+    laid_out: Tensor = held[layout][1]
+    return laid_out
 
 
 def _in_bfloat16(denoise: _Denoise, device: torch.device) -> _Denoise:

@@ -42,7 +42,7 @@ __all__ = [
     "run",
 ]
 
-Stats = dict[str, float]
+Stats = engine.Stats
 Progress = Callable[[int, int], object]
 
 #: A chain from its first mean: plan, measurement on [-1, 1], prior given y, seconds, evaluations -> mean.
@@ -65,7 +65,9 @@ class Estimate:
             before its end; ``seconds`` in all and ``start_seconds``, ``network_seconds``, ``operator_seconds``,
             ``step_seconds`` of them; ``spread_seconds`` after the chain; ``buffer_bytes`` that the plan owns;
             ``solve_residual``, the largest relative residual of the Gram solves where iterative; ``graph_launches``,
-            0 without a CUDA graph. Seconds are the host's, which on a device is the time to queue the work. Of a
+            0 without a CUDA graph. For priors made of a network, ``compiled`` and ``bfloat16``, whether it ran so;
+            ``compile_seconds`` of the plan, and ``guard_seconds`` in which float32 judged bfloat16, besides
+            ``seconds``. Seconds are the host's, which on a device is the time to queue the work. Of a
             captured chain the parts are not known, and ``seconds`` are those of copies and launches.
     """
 

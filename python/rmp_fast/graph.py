@@ -170,7 +170,7 @@ class Captured(abc.ABC):
             mean.copy_(self.buffers.mean)
             variance = None if variance is None else variance.clone()
         stats: Stats = {"seconds": time.perf_counter() - started, "buffer_bytes": plan.buffer_bytes}
-        stats |= execution.counts(plan, tally) | {"graph_launches": launches}
+        stats |= engine.stats_of(plan.network) | execution.counts(plan, tally) | {"graph_launches": launches}
         if plan.conditioning.solves:
             stats["solve_residual"] = float(plan.conditioning.solve_residual.max())
         return Estimate(mean, variance, plan.ok.bool(), stats)

@@ -133,7 +133,7 @@ def fastest_batch(
 ) -> int:  # fmt: skip
     """How many images to denoise at once: doubled from 1 while that makes an image faster, in at most ``most_bytes``.
 
-    Measured once for each prior and shape.
+    Measured once for each prior and shape; a size for which memory runs out ends the doubling.
 
     Args:
         item: (C, H, W) or (N,).
@@ -162,7 +162,12 @@ def fastest_batch(
     size = 1
     with torch.inference_mode(False):
         while 2 * size <= limit and 2 * size * bytes_per_item <= most_bytes:
-            if seconds(size) < LEAST_GAIN * seconds(2 * size):
+            try:
+                if seconds(size) < LEAST_GAIN * seconds(2 * size):
+                    break
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhaustion(error):
+                    raise
                 break
             size *= 2
     return size

@@ -148,6 +148,7 @@ class Plan:
         self.device = _check_device(device)
         self.dtype = dtype
         self.backend = resolve(backend, self.device, dtype)
+        engine.check(prior, compile, precision, channels_last, self.backend)
         self.low, self.half = _check_data_range(data_range)
         self._lock = threading.Lock()
         self._turns = execution.Turns(self.device)
@@ -364,7 +365,8 @@ class Plan:
 
         A network that waits for the host, or whose shapes depend on data, cannot be recorded. A RuntimeWarning then
         names the operation and its line, and the parts of the chain between the calls of the network are recorded.
-        Weights of the network may change in place between executions, not be replaced.
+        Weights of the network may change in place between executions, not be replaced; those of copies
+        (:func:`rmp_fast.engine.prepare`) do not follow.
 
         Args:
             pool: memory to share with other captured plans, whose replays then take turns; default one of its own.
@@ -373,7 +375,8 @@ class Plan:
             what was recorded; :attr:`captured` from here on.
 
         Raises:
-            ValueError: the plan is not on a CUDA device, its batch is empty or its backend ``"reference"``.
+            ValueError: the plan is not on a CUDA device, its batch is empty, its backend ``"reference"``, or its first
+                execution in bfloat16 still to come.
             RuntimeError: not even the parts can be recorded, or the plan is executing in another thread.
         """
         if not self._lock.acquire(blocking=False):

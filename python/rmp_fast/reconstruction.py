@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from . import memory
-from ._checks import check_choice, check_count, check_noise_std, check_seeds, check_tensor
+from ._checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_noise_std,
+    check_seeds,
+    check_shape,
+    check_tensor,
+)
 from .guidance import GRADIENTS
 from .operators import Operator
 from .plan import Estimate, Plan
 from .priors import GaussianMixture, Prior
-from .tiling import GRID, Tiled, check_sizes
+from .tiling import GRID, OVERLAP, Tiled, check_sizes
 
 __all__ = ["automatic_tile", "reconstruct"]
 
 # Below so many pixels nobody's memory asks for tiles, and none is measured.
 _SMALL = 2**18
-_LEAST_TILE = 4 * GRID
+
+# The smallest that the default overlap allows.
+_LEAST_TILE = 2 * OVERLAP
 
 
 def reconstruct(
@@ -37,9 +47,9 @@ def reconstruct(
         y, noise_std: as :meth:`Plan.execute` and :class:`Plan`.
         seeds: (B,) int64, one per item; default 0 … B - 1.
         shape: (B, ...) of the images; default: what the operator makes of the shape of ``y``.
-        batch_size: items at a time; None: all; ``"auto"``: as many as make an item faster and fit into half of the
-            available memory, measured once for each prior and image size. With ``compile``, the network is compiled
-            for the first part's size; a last part that is smaller runs eagerly.
+        batch_size: items at a time; None: all, or one where memory asks for tiles; ``"auto"``: as many as make an item
+            faster and fit into half of the available memory, measured once for each prior and image size. With
+            ``compile``, the network is compiled for the first part's size; parts that are smaller run eagerly.
         tile: side in pixels of the tiles in which the network sees an image (:class:`rmp_fast.tiling.Tiled`), a
             multiple of 64; None: no tiles; ``"auto"``: none, unless an image needs more than half of the available
             memory.
@@ -50,24 +60,28 @@ def reconstruct(
         the :class:`Estimate`; of several parts, the sums of their times and the largest of their other ``stats``.
 
     Raises:
-        TypeError, ValueError: for anything that does not fit, before any work is done.
+        TypeError, ValueError: for anything that does not fit, before the first chain runs.
     """
     check_tensor("y", y)
     shape = tuple(op.image_shape(tuple(y.shape))) if shape is None else tuple(shape)
+    check_shape("y", y, op.measurement_shape(shape))
+    check_finite("y", y)  # of all parts, before the first one runs
     batch = shape[0]
+    noise = check_noise_std(noise_std, batch, y.device)
+    seeds = check_seeds(seeds, batch, y.device)
     _check_parts(batch_size, tile, overlap)
+    size = batch
     if isinstance(tile, int):
         prior = Tiled(prior, tile, overlap)
     elif tile == "auto":
         side = automatic_tile(prior, shape, y.device, options.get("guidance"))
-        prior = prior if side is None else Tiled(prior, side, overlap)
-    size = batch
+        if side is not None:
+            prior, size = Tiled(prior, side, overlap), 1  # one image's tile fills the memory that there is
     if isinstance(batch_size, int):
         size = batch_size
     elif batch_size == "auto" and batch > 1:
         size = _automatic_batch(prior, shape, y.device, options.get("guidance"))
-    run = _Run(y, op, prior, check_noise_std(noise_std, batch, y.device), check_seeds(seeds, batch, y.device), shape,
-               options, tile == "auto", overlap)  # fmt: skip
+    run = _Run(y, op, prior, noise, seeds, shape, options, tile == "auto", overlap)
     return _joined(run.all(size)) if batch else run.part(0, 0)
 
 
@@ -129,20 +143,18 @@ class _Run:
         self._network: Prior | None = None
 
     def all(self, size: int) -> list[Estimate]:
-        batch = self.shape[0]
-        pending = [(first, min(first + size, batch)) for first in range(0, batch, size)]
+        first, batch = 0, self.shape[0]
         done = []
-        while pending:
-            first, last = pending.pop(0)
+        while first < batch:
+            last = min(first + size, batch)
             estimate = self._attempt(first, last)
             if estimate is not None:
                 done.append(estimate)
+                first = last
             elif last - first > 1:
-                middle = (first + last) // 2
-                pending[:0] = [(first, middle), (middle, last)]
+                size = (last - first) // 2
             else:
                 self.prior, self._network = self._smaller_tiles(), None
-                pending[:0] = [(first, last)]
         return done
 
     def _attempt(self, first: int, last: int) -> Estimate | None:
@@ -161,8 +173,9 @@ class _Run:
         op, prior = self.op.select(items, self.shape), self.prior if self._network is None else self._network
         plan = Plan(op, prior, (last - first, *self.shape[1:]), self.noise_std[items], device=self.y.device,
                     **self.options)  # fmt: skip
-        self._network = plan.network
-        return plan.execute(self.y[items], self.seeds[items])
+        estimate = plan.execute(self.y[items], self.seeds[items])
+        self._network = plan.network  # compiled for a size that fits
+        return estimate
 
     def _side(self) -> int:
         return self.prior.tile if isinstance(self.prior, Tiled) else max(self.shape[-2:])

@@ -17,7 +17,8 @@ __all__ = ["GRID", "OVERLAP", "Tiled", "check_sizes"]
 #: Tiles begin at multiples of this, so that what a network pools lies on the same grid as in the whole image.
 GRID = 64
 
-#: Pixels that neighbouring tiles share by default.
+#: Pixels that neighbouring tiles share by default. At s = 20, where the bundled ``photo`` network looks furthest, tiles of
+#: 256 that share so many differ from the whole image by 56 dB (PSNR), those that share half as many by 45 dB.
 OVERLAP = 128
 
 
@@ -66,6 +67,7 @@ class Tiled(Prior):
         self.tile, self.overlap = check_sizes(tile, overlap)
         self.prior = prior
         self.name, self.data_variance, self.channels = prior.name, prior.data_variance, prior.channels
+        self._cuts: dict[tuple[int, torch.dtype, torch.device], list[tuple[_Span, Tensor]]] = {}
 
     def around(self, prior: Prior) -> Tiled:
         """The same tiles for another prior."""
@@ -85,22 +87,32 @@ class Tiled(Prior):
 
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:
         """D(x, s) for x (B, C, H, W) and s (B,)."""
-        rows, columns = self._spans(x.shape[-2]), self._spans(x.shape[-1])
+        rows, columns = (self._cut(size, x) for size in x.shape[-2:])
         if len(rows) == len(columns) == 1:
             return self.prior.denoise(x, s)
-        heights, widths = (self._weights(spans, x) for spans in (rows, columns))
         out = torch.zeros_like(x)
-        for (row, height), (column, width) in itertools.product(
-            zip(rows, heights, strict=True), zip(columns, widths, strict=True)
-        ):
+        for (row, height), (column, width) in itertools.product(rows, columns):
             part = (..., slice(row.begin, row.end), slice(column.begin, column.end))
-            inputs = x[part].contiguous()
+            # Compiled networks compile once more for the strides of a view and for tensors of the inference mode.
+            with torch.inference_mode(False):
+                inputs = x[part].clone(memory_format=torch.contiguous_format)
             if torch.is_grad_enabled() and x.requires_grad:
-                tile = checkpoint(self.prior.denoise, inputs, s, use_reentrant=False)
+                # Networks draw no random numbers; to keep the state of a device's generator waits for the device.
+                tile = checkpoint(self.prior.denoise, inputs, s, use_reentrant=False, preserve_rng_state=False)
             else:
                 tile = self.prior.denoise(inputs, s)
             out[part] += tile * height[:, None] * width
         return out
+
+    def _cut(self, size: int, like: Tensor) -> list[tuple[_Span, Tensor]]:
+        """Tiles along an axis with their weights, made for the first look at images of that size."""
+        key = (size, like.dtype, like.device)
+        if key not in self._cuts:
+            # Autograd cannot keep tensors that were made in inference mode.
+            with torch.inference_mode(False):
+                spans = self._spans(size)
+                self._cuts[key] = list(zip(spans, self._weights(spans, like), strict=True))
+        return self._cuts[key]
 
     def _spans(self, size: int) -> list[_Span]:
         """Tiles along an axis, every one but the last of the full side; the last one ends with the image."""
