@@ -75,7 +75,7 @@ def test_a_step_with_a_mask() -> None:
     ],
 )
 def test_steps_of_every_kind(options: dict[str, object], bytes_per_number: float, launches: int) -> None:
-    work = cost.natural_step(N, perturbed=False, **options)  # type: ignore[arg-type]
+    work = cost.natural_step(N, perturbed=False, **options)
     assert work.bytes == pytest.approx(N * bytes_per_number, rel=1e-12)
     assert (work.launches, work.normals) == (launches, 0)
 
