@@ -106,7 +106,7 @@ def test_a_header_that_disagrees_with_the_pixels_is_refused(tmp_path, monkeypatc
     path = tmp_path / "deep.tif"
     tifffile.imwrite(path, np.zeros((3, 5, 4), np.uint16), photometric="rgb", planarconfig="separate", metadata=None)
     assert images.read(path).pixels.shape == images.probe(path).shape == (3, 5, 4)
-    monkeypatch.setattr(images, "probe", lambda _: images.ImageHeader((1, 5, 4), 16))
+    monkeypatch.setattr(images, "_header", lambda _: images.ImageHeader((1, 5, 4), 16))
     with pytest.raises(images.ImageError, match=re.escape("its header promises (1, 5, 4) with 16 bits")):
         images.read(path)
 
