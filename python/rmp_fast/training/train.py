@@ -31,6 +31,7 @@ class Recipe:
     data_variance: float  # `p` of the guidance: variance per element of the images on [-1, 1]
     learning_rate: float = 1e-3
     ema_half_life: float = 500.0  # steps
+    bfloat16: bool = False  # run the network in bfloat16; weights, loss and optimiser stay float32
     seed: int = 0
 
 
@@ -41,8 +42,8 @@ RECIPES = {
     ),
     "photo": Recipe(
         config=UNetConfig(channels=3, widths=(48, 96, 112, 80), data_std=0.5),
-        batch=16, crops=((64, 0.75), (128, 0.25)), log_level_mean=-1.5, log_level_std=1.0, steps=18500,
-        data_variance=0.25,
+        batch=16, crops=((64, 0.5), (128, 0.5)), log_level_mean=-1.5, log_level_std=1.0, steps=42500,
+        data_variance=0.25, bfloat16=True,
     ),
 }  # fmt: skip
 
@@ -163,8 +164,10 @@ def train(
         noisy = clean + s[:, None, None, None] * noise
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step, steps)
-        loss = edm_loss(net, clean.contiguous(memory_format=torch.channels_last),
-                        noisy.contiguous(memory_format=torch.channels_last), s)  # fmt: skip
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            loss = edm_loss(net, clean, noisy, s)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
