@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rmp_fast as rmp
+from rmp_fast.priors import files
 from rmp_fast.priors.guided import GuidedConfig, GuidedUNet, infer_config
 from rmp_fast.priors.network import _FOLDER
 
@@ -134,6 +135,27 @@ def test_files_of_parallel_training_and_half_precision(tmp_path: pathlib.Path) -
     assert all(p.dtype == torch.float32 for p in wrapped.network.parameters())
     # Weights rounded to 2^-11 of their size, through some ten layers.
     torch.testing.assert_close(wrapped.denoise(x, s), plain.denoise(x, s), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_guided_diffusion_are_read_once(
+    suffix: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = guided_file(tmp_path)
+    if suffix == ".safetensors":
+        save_file(torch.load(path, weights_only=True), path := path.with_suffix(suffix))
+    expected = rmp.priors.from_guided_diffusion(path, head_channels=32)
+    read = []
+    for owner, name in ((torch, "load"), (files, "load_file")):
+        reader = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda file, reader=reader, **options: read.append(file) or reader(file, **options)
+        )
+    opened = rmp.priors.open(path, head_channels=32)
+    assert read == [path]
+    x, s = images(1, 1, 8, 8), torch.tensor([0.5])
+    assert torch.equal(opened.denoise(x, s), expected.denoise(x, s))
+    assert opened.name == expected.name == path.name
 
 
 def test_training_files_are_opened_by_path(tmp_path: pathlib.Path) -> None:

@@ -147,6 +147,7 @@ def from_guided_diffusion(
     label: int | None = None,
     data_variance: float = DATA_VARIANCE,
     name: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
     **arch: Any,
 ) -> NetworkPrior:
     """A prior from weights of guided-diffusion: OpenAI's ImageNet and LSUN files, the FFHQ and ImageNet files of DPS.
@@ -164,6 +165,7 @@ def from_guided_diffusion(
         label: class index of every image, for a class-conditional network.
         data_variance: p, variance per element of clean images on [-1, 1].
         name: what messages and reports call it; default: the name of the file.
+        state: the file's weights by name where they are in memory already; default: they are read.
         **arch: fields of :class:`~rmp_fast.priors.guided.GuidedConfig`. Weights do not show the attention heads:
             ``head_channels=64`` is assumed; OpenAI's 64x64 ImageNet model needs ``new_order=True``, older ones
             ``head_channels=None, heads=4``.
@@ -173,7 +175,8 @@ def from_guided_diffusion(
         TypeError, ValueError: a file that holds more than weights or those of another network, with the first that are
             missing, unexpected or of another shape; a class-conditional network without ``label``.
     """
-    state = {key: value for key, value in read_state(path).items() if key not in _TABLES}
+    held = read_state(path) if state is None else state
+    state = {key: value for key, value in held.items() if key not in _TABLES}
     try:
         config = infer_config(state, **arch)
     except ValueError as cause:
@@ -339,7 +342,7 @@ def open_prior(path: str | pathlib.Path, **options: Any) -> NetworkPrior:
         return from_safetensors(where)
     state = read_state(where)
     if is_guided(state):
-        return from_guided_diffusion(where, **options)
+        return from_guided_diffusion(where, state=state, **options)
     raise ValueError(
         f"`path` {where} must hold weights of rmp_fast's training, guided-diffusion or a folder of diffusers, got "
         f"{len(state)} weights that begin with {', '.join(sorted(state)[:3])}; for another network use from_edm, "
