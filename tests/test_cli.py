@@ -49,7 +49,12 @@ def save(path: pathlib.Path, levels: np.ndarray) -> pathlib.Path:
 
 
 def sidecar(path: pathlib.Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
+    """A record; Python alone would also read NaN and Infinity, which are no JSON."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{path} holds {word}")
+
+    found: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
     return found
 
 

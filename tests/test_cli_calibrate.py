@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import photo, save
+from test_cli import photo, save, sidecar
 
-from rmp_fast.cli import main
-from rmp_fast.spread import calibration
+from rmp_fast.cli import calibrate, main
+from rmp_fast.spread import Calibration, calibration
 
 TASK = ["--task=inpaint_random", "--missing=0.5", "--noise-std=0.05", "--evaluations=4", "--looks=2"]
 
@@ -57,7 +56,7 @@ def test_command_reports_and_draws_and_names_a_bad_image(
     assert main(["calibrate", f"--images={folder}", f"--out={out}", *TASK]) == 1
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
-    document = json.loads((out / "calibrate.json").read_text())
+    document = sidecar(out / "calibrate.json")
     assert set(document["images"]) == {"face.png", "eye.png"}
     sizes = {"face.png": 40 * 40, "eye.png": 24 * 24}
     for index in range(3):
@@ -66,6 +65,17 @@ def test_command_reports_and_draws_and_names_a_bad_image(
     assert f"{document['all']['ratio']:.2f}" in captured.out.splitlines()[-1]
     with Image.open(out / "face_spread.png") as sheet:
         assert sheet.width > 4 * 200  # four tiles of at least 200 pixels
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What exact restorations (no error) with even error bars (no correlation) would have.
+    figures = Calibration((1.0, 1.0, 1.0), float("inf"), float("nan"))
+    monkeypatch.setattr(calibrate, "calibration", lambda *_: figures)
+    file, out = save(tmp_path / "face.png", photo(24)), tmp_path / "out"
+    assert main(["calibrate", f"--images={file}", f"--out={out}", *TASK]) == 0
+    document = sidecar(out / "calibrate.json")
+    for found in (document["all"], document["images"]["face.png"]):
+        assert found == {"within": [1, 1, 1], "ratio": None, "correlation": None}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import photo, process, save
+from test_cli import photo, process, save, sidecar
 
 from rmp_fast import baselines, images, metrics, priors
 from rmp_fast.cli import degrade, main
@@ -66,7 +65,7 @@ def test_all_methods_side_by_side_and_one_bad_image(photos: pathlib.Path, out: p
         "linear interpolation": ("0", "0"), "rmp": ("4", "0"), "ddrm": ("8", "0"), "diffpir": ("8", "0"),
         "pigdm": ("8", "8"),
     }  # fmt: skip
-    document = json.loads((out / "compare.json").read_text())
+    document = sidecar(out / "compare.json")
     assert document["settings"]["evaluations"] == dict.fromkeys(methods[1:], 4)
     for mean in document["means"]:
         own = [float(row["psnr"]) for row in found if row["method"] == mean["method"]]
@@ -114,6 +113,21 @@ def test_fashion_prior_on_grey_images(tmp_path: pathlib.Path, out: pathlib.Path)
     arguments = ["compare", f"--images={grey}", f"--out={out}", "--prior=fashion", "--task=sr4", "--noise-std=0.02"]
     assert main([*arguments, "--methods", "rmp", "ddrm", "--evaluations=4"]) == 0
     assert [row["method"] for row in rows(out)] == ["bicubic enlargement", "rmp", "ddrm"]
+
+
+def test_an_infinite_score_is_null_in_json_and_inf_elsewhere(
+    tmp_path: pathlib.Path, out: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Interpolation of an even grey without noise is exact.
+    even = save(tmp_path / "even.png", np.full((24, 24, 3), 51, np.uint8))
+    words = ["compare", f"--images={even}", f"--out={out}", *TASK, "--noise-std=0", "--methods", "ddrm"]
+    assert main(words) == 0
+    first, second = sidecar(out / "compare.json")["rows"]
+    assert (first["method"], first["psnr"], first["ssim"]) == ("linear interpolation", None, 1)
+    assert second["psnr"] > 0
+    assert [mean["psnr"] for mean in sidecar(out / "compare.json")["means"]] == [None, second["psnr"]]
+    assert rows(out)[0]["psnr"] == "inf"
+    assert re.search(r"linear interpolation +1 +inf ", capsys.readouterr().out)
 
 
 def test_a_failing_method_leaves_the_others(

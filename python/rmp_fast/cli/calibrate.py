@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -154,8 +153,7 @@ def _write_table(
         "all": dataclasses.asdict(together),
         "images": {name: dataclasses.asdict(one) for name, one in each.items()},
     }
-    data = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
-    images.write_atomically(options.out / "calibrate.json", data.encode())
+    record.write(options.out / "calibrate.json", document)
 
 
 def _table(rows: dict[str, Calibration]) -> str:

@@ -6,7 +6,6 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -252,8 +251,7 @@ def _write_tables(comparison: Comparison, rows: Sequence[Row], options: argparse
         "means": _means(rows),
         "rows": [row.entry() for row in rows],
     }
-    data = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
-    images.write_atomically(options.out / "compare.json", data.encode())
+    record.write(options.out / "compare.json", document)
 
 
 def _means(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
+import math
 import os
 import pathlib
 import platform
@@ -116,14 +117,22 @@ def version() -> str:
     return importlib.metadata.version("rmp_fast")
 
 
-def write(sidecar: pathlib.Path, entry: dict[str, Any]) -> None:
-    """Write a sidecar. It must come after the pictures, because it says that they are complete."""
-    write_atomically(sidecar, encode(entry))
+def write(file: pathlib.Path, entry: dict[str, Any]) -> None:
+    """Write a record. A sidecar must come after its pictures, because it says that they are complete."""
+    write_atomically(file, encode(entry))
 
 
 def encode(entry: dict[str, Any]) -> bytes:
-    """The bytes of a sidecar."""
-    return (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode()
+    """The bytes of a sidecar or another record, null for numbers that are not finite, for which JSON has no words."""
+    return (json.dumps(_finite(entry), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def now() -> str:
