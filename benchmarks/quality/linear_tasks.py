@@ -123,11 +123,19 @@ def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int
 
 
 def read(path: pathlib.Path, prior: str, count: int) -> dict[tuple[str, str], dict[str, str]]:
-    """Finished rows for that prior and that many images, by row and task."""
+    """Finished rows for that prior and that many images, by row and task; ValueError for a file of other columns."""
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        entries = [e for e in csv.DictReader(file) if e["prior"] == prior and int(e["images"]) == count]
+        reader = csv.DictReader(file)
+        header = tuple(reader.fieldnames or ())
+        if header != FIELDS:
+            lacking = ", ".join(f"`{name}`" for name in FIELDS if name not in header) or "this order"
+            raise ValueError(
+                f"{path} must have the columns {', '.join(FIELDS)} to go on from, and lacks {lacking}; "
+                "name another file"
+            )
+        entries = [e for e in reader if e["prior"] == prior and int(e["images"]) == count]
     return {(entry["row"], entry["task"]): entry for entry in entries}
 
 
@@ -170,7 +178,10 @@ def main() -> None:
     for label in args.rows or ():
         if label not in labels:
             parser.error(f"--rows must be of {', '.join(map(repr, labels))}, got {label!r}")
-    done = read(args.csv, args.prior, count)
+    try:
+        done = read(args.csv, args.prior, count)
+    except ValueError as error:
+        parser.error(f"--csv {error}")
     prior = rmp.priors.load(args.prior)
     for row in wanted:
         for task in TASKS:
