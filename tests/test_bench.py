@@ -22,7 +22,7 @@ import torch
 from test_cli import photo, process, save
 
 import rmp_fast as rmp
-from rmp_fast.bench import analysis, harness, methods
+from rmp_fast.bench import analysis, harness, methods, results
 from rmp_fast.bench.harness import Arm, CheckError, Result
 from rmp_fast.bench.problem import Problem, network_rounding
 from rmp_fast.bench.results import COLUMNS, Results, Row
@@ -441,3 +441,51 @@ def test_deepinv_solves_the_same_problem_and_leaves_it_alone(prior: Any, task: s
         assert first.mean.shape == given.shape
         assert first.backward_evaluations == (2 if found.method == "deepinv-dps" else 0)
     assert torch.equal(given.y, before)
+
+
+OURS, OTHERS = '[project]\nname = "rmp_fast"\n', '[project]\nname = "others"\n'
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize(
+    ("repository", "package", "project", "named"),
+    [
+        (".", "python/rmp_fast", OURS, True),
+        (".", "python/rmp_fast", OTHERS, False),
+        (".", "python/rmp_fast", None, False),
+        (".", "python/rmp_fast", "damaged", False),
+        (".", "python/rmp_fast", "project = 1", False),
+        (".", "venv/lib/python3.11/site-packages/rmp_fast", OURS, False),  # installed inside its own checkout
+        (".", "src/rmp_fast", OURS, False),
+        ("..", "python/rmp_fast", OURS, False),  # a copy without its history
+    ],
+)
+def test_the_commit_is_that_of_the_packages_own_checkout(
+    repository: str, package: str, project: str | None, named: bool,
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    top = tmp_path / "above" / "top"
+    module = top / package / "bench" / "results.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    if project is not None:
+        (top / "pyproject.toml").write_text(project)
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", "-C", top / repository, *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(results, "__file__", str(module))
+    expected = git("rev-parse", "HEAD")[:12] if named else None
+    assert results.commit() == expected
+    module.write_text("# changed")
+    assert results.commit() == (f"{expected}-dirty" if named else None)
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert results.commit() is None

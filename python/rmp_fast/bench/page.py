@@ -321,7 +321,7 @@ def _environment(results: Results) -> str:
         "processor": where["processor"], "threads": where["threads"], "kernels": where["cpu_path"] or "plain torch",
         "other load": where["load"], "platform": where["platform"],
         "versions": ", ".join(f"{name} {value}" for name, value in where["versions"].items()),
-        "commit": where["commit"] or "not in a repository", "started": where["started"],
+        "commit": where["commit"] or "not run from its repository", "started": where["started"],
     }  # fmt: skip
     inner = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in pairs.items())
     command = f"<pre>{_e(results.command)} --out {_e(results.folder.name)}</pre>"

@@ -8,6 +8,7 @@ import io
 import json
 import pathlib
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ class Row:
     device: str
     threads: int
     versions: str
-    commit: str
+    commit: str | None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -199,15 +200,23 @@ class Results:
         return cls(folder=folder, rows={r.key: r for r in rows}, **rest)
 
 
-def commit() -> str:
-    """The commit that the package was run from, with -dirty where files differ from it; empty outside a repository."""
-    here = pathlib.Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+def commit() -> str | None:
+    """The commit that the package was run from, with -dirty where files differ from it.
+
+    None where the package is not part of a checkout of its own: an installed copy says nothing of the repository that
+    it happens to lie in.
+    """
+    package = pathlib.Path(__file__).resolve().parent.parent
+    top = package.parent.parent
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
+        name = tomllib.loads((top / "pyproject.toml").read_text())["project"]["name"]
+        if (name, package) != ("rmp_fast", top / "python" / "rmp_fast") or not (top / ".git").exists():
+            return None
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    except (OSError, KeyError, TypeError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def table(rows: Sequence[Row]) -> str:
