@@ -284,6 +284,30 @@ def test_bfloat16_is_judged_before_a_graph_may_hold_it() -> None:
     assert graph.refusal(lowered) is None
 
 
+@pytest.mark.parametrize("tile", [None, 128])
+def test_the_network_of_another_plan_runs_as_it_does_there(tile: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: made.append(call) or call)
+    p = prior() if tile is None else Tiled(prior(), tile)
+    first = plan(p, compile=True)
+    second = plan(first.network, noise="antithetic")
+    assert len(made) == 1
+    assert second.network is first.network
+    assert second.execute(measured()).stats["compiled"] == 1
+    for options, named in (
+        ({"compile": True}, "`compile`"),
+        ({"precision": "bfloat16"}, "`precision` 'bfloat16'"),
+        ({"channels_last": False}, "`channels_last`"),
+    ):
+        with pytest.raises(ValueError, match="does not go with the `network`") as refused:
+            plan(first.network, **options)
+        assert str(refused.value) == (
+            f"{named} does not go with the `network` of another plan, which runs as that plan has it; give that plan's "
+            "`prior`, or leave it out"
+        )
+        plan(first.prior, **options)
+
+
 MIXTURE = rmp.priors.Gaussian(torch.zeros(4), torch.ones(4))
 
 

@@ -75,6 +75,16 @@ def test_variances_are_joined_and_times_added() -> None:
     assert parts.stats["buffer_bytes"] < whole.stats["buffer_bytes"]
 
 
+def test_parts_share_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: made.append(call) or call)
+    op, y = operators.Denoising(), random(SHAPE)
+    parts = rmp.reconstruct(y, op, PRIOR, noise_std=0.1, batch_size=2, compile=True, channels_last=True, **FEW)
+    assert len(made) == 1
+    assert parts.stats["compiled"] == 1
+    assert torch.equal(parts.mean, rmp.reconstruct(y, op, PRIOR, noise_std=0.1, **FEW).mean)
+
+
 def test_an_empty_batch_gives_an_empty_estimate() -> None:
     empty = torch.zeros(0, 2, 8, 6)
     for size in (None, 3, "auto"):

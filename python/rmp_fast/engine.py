@@ -19,6 +19,7 @@ from .tiling import Tiled
 
 __all__ = [
     "LEAST_PSNR",
+    "OPTIONS",
     "PRECISIONS",
     "Network",
     "Result",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 PRECISIONS = ("float32", "bfloat16")
+
+#: Arguments of a plan that say how its network is run.
+OPTIONS = ("compile", "precision", "channels_last")
 
 #: PSNR in dB that an estimate in bfloat16 must have against the one in float32.
 LEAST_PSNR = 45.0
@@ -180,6 +184,11 @@ def check(prior: Prior, compile: object, precision: str, channels_last: object, 
         if not isinstance(value, bool) and not (name == "channels_last" and value is None):
             raise TypeError(f"`{name}` must be True or False, got {type(value).__name__}")
     asked = "`compile`" if compile else "`precision` 'bfloat16'" if precision == "bfloat16" else ""
+    if (asked or channels_last is not None) and _network_of(prior) is not None:
+        raise ValueError(
+            f"{asked or '`channels_last`'} does not go with the `network` of another plan, which runs as that plan has "
+            "it; give that plan's `prior`, or leave it out"
+        )
     if asked and isinstance(prior, GaussianMixture):
         raise ValueError(f"{asked} is for priors made of a network; {prior.name!r} is computed in float64")
     if asked and backend == "reference":
@@ -194,7 +203,8 @@ def prepare(
 
     Args:
         prior: whose network is laid out, run in ``precision`` and compiled, in copies where anything changes: those do
-            not follow weights that change later.
+            not follow weights that change later. The :attr:`~rmp_fast.Plan.network` of another plan is run as that plan
+            has it, compilations included, and takes none of these settings.
         shapes: (B, ...) of the inputs it will get; compiled for these, eager for others.
         compile: with frozen weights (where no gradient is taken), once, here, for the number of threads set now;
             checked against eager on random input.
@@ -211,7 +221,7 @@ def prepare(
             eagerly, or in float32.
     """
     if backend == "reference" or isinstance(prior, GaussianMixture) or _network_of(prior) is not None:
-        return prior  # also what another plan has prepared already
+        return prior
     tiled = prior if isinstance(prior, Tiled) else None
     network = Network(_laid_out(tiled.prior if tiled else prior, channels_last, device), precision, device)
     if precision == "bfloat16":

@@ -85,7 +85,8 @@ class Plan:
         data_range: (low, high) of the caller's images; (-1, 1) means no conversion. The measurements of a nonlinear
             operator, and ``noise_std``, stay in the operator's own unit.
         compile, precision, channels_last: how the network is run; see :func:`rmp_fast.engine.prepare`. Compiling takes
-            seconds, here. ``"bfloat16"`` is compared with float32 at the first execution and given up below 45 dB.
+            seconds, here. ``"bfloat16"`` is compared with float32 at the first execution and given up below 45 dB. A
+            ``prior`` that is the :attr:`network` of another plan runs as it does there, and goes with none of them.
 
     Raises:
         TypeError, ValueError: for anything that does not fit, before any work is done.
@@ -159,7 +160,7 @@ class Plan:
             self._allocate()
             self._set_noise_std(self._check_noise_std(noise_std))
         seen = {tuple(self.inputs.shape)} | ({self.shape} if spread_looks else set())
-        #: The prior as this plan runs it.
+        #: The prior as this plan runs it, which other plans may take for theirs, compilations included.
         self.network = engine.prepare(
             prior, seen, compile=compile, precision=precision, channels_last=channels_last,
             gradients=self.conditioning.gradient is not None, backend=self.backend, device=self.device, dtype=dtype,

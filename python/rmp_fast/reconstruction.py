@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory
+from . import engine, memory
 from ._checks import (
     check_choice,
     check_count,
@@ -170,9 +170,12 @@ class _Run:
     def part(self, first: int, last: int) -> Estimate:
         """The estimate of items ``first`` … ``last`` - 1."""
         items = slice(first, last)
-        op, prior = self.op.select(items, self.shape), self.prior if self._network is None else self._network
+        op, prior, options = self.op.select(items, self.shape), self.prior, self.options
+        if self._network is not None:  # which has its own
+            prior = self._network
+            options = {name: value for name, value in options.items() if name not in engine.OPTIONS}
         plan = Plan(op, prior, (last - first, *self.shape[1:]), self.noise_std[items], device=self.y.device,
-                    **self.options)  # fmt: skip
+                    **options)  # fmt: skip
         estimate = plan.execute(self.y[items], self.seeds[items])
         self._network = plan.network  # compiled for a size that fits
         return estimate
