@@ -33,7 +33,7 @@ class _Peak(TorchDispatchMode):
     """The most bytes that the results of torch's operations took at one time while this mode was active."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self)
         self.now = self.most = 0
         self._live: set[int] = set()
 

@@ -52,7 +52,7 @@ class Observer(TorchDispatchMode):
     """While active, :meth:`see` stands between a program and every torch operator that it runs."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

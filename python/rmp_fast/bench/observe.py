@@ -117,7 +117,7 @@ class LibraryCalls(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self)
         self.calls, self.bytes, self.waits = 0, 0, 0
         self.paused = False
 
