@@ -163,6 +163,19 @@ def test_nonlinear_operators_follow_the_reference(backend: str, task: str, guida
     assert (made.double() - expected).norm() / expected.norm() < bound
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("noise", ["control", "antithetic"])
+def test_looks_at_nonlinear_operators_follow_the_reference(backend: str, noise: str) -> None:
+    shape = (2, 1, 5, 6)
+    op = operators.for_task("phase_retrieval", shape)
+    y = measure(op, shape)
+    options = {"schedule": None, "noise": noise, "noise_std": torch.tensor([0.2, 0.3])}
+    options |= rmp.presets.for_task("phase_retrieval", PRIOR, 4)
+    made, expected = (run(op, y, shape, backend=name, **options) for name in (backend, "reference"))
+    # As above: ten conjugate gradient steps against a direct solve.
+    assert (made.double() - expected).norm() / expected.norm() < 2e-2
+
+
 def test_measurements_of_a_nonlinear_operator_stay_in_its_unit() -> None:
     shape = (2, 1, 8, 8)
     op = operators.for_task("nonlinear_deblur", shape)
@@ -487,6 +500,7 @@ def plan_with(**changes: object) -> rmp.Plan:
         ({"looks": LOOKS, "schedule": rmp.schedules.log()}, ValueError, "`looks` and `schedule` exclude each other"),
         ({"looks": LOOKS, "noise": "drawn"}, ValueError, "`looks` need `noise` 'control' or 'antithetic' or 'none'"),
         ({"looks": LOOKS, "covariance": "learned"}, ValueError, "`looks` need `covariance` 'fixed', got 'learned'"),
+        ({"looks": LOOKS, "guidance": "dps"}, ValueError, "`looks` need `guidance` 'gaussian' or 'gauss_newton'"),
         ({"looks": LOOKS, "branches": 2}, ValueError, "`looks` have no levels to sample at"),
         ({"spread_looks": -1}, ValueError, "`spread_looks` must be at least 0, got -1"),
         ({"spread_looks": 2, "branches": 2}, ValueError, "`spread_looks` need `guidance` 'gaussian' or 'exact'"),

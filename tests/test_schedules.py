@@ -39,6 +39,8 @@ def test_one_step_is_enough(make: Callable[..., schedules.Schedule]) -> None:
         (lambda: schedules.log(0), "`steps` must be at least 1, got 0"),
         (lambda: schedules.log(5, 2.0, 1.0), "`low` must be below `high`, got low=2.0 and high=1.0"),
         (lambda: schedules.log(5, -1.0), "`low` must be a finite number > 0, got -1.0"),
+        (lambda: schedules.annealed(0), "`looks` must be at least 1, got 0"),
+        (lambda: schedules.annealed(3, data_variance=0.0), "`data_variance` must be a finite number > 0, got 0.0"),
         (lambda: schedules.vp(1000), "`steps` must be below `timesteps` = 1000, got 1000"),
         (lambda: schedules.Schedule(torch.tensor([1.0, 1.0])), "strictly increasing"),
         (lambda: schedules.Schedule(torch.tensor([0.0, 1.0])), "positive"),
@@ -64,6 +66,17 @@ def test_looks_are_float64_columns() -> None:
     assert len(looks) == 2
     assert looks.weight.dtype == torch.float64
     assert looks.momentum.tolist() == [0.0, 0.3]
+
+
+def test_annealed_looks_see_the_whole_noise_of_their_level() -> None:
+    looks = schedules.annealed(4, 0.05, 5.0, data_variance=0.6)
+    torch.testing.assert_close(looks.level[:-1] / looks.level[1:], torch.full((3,), 100 ** (1 / 3)).double())
+    assert (looks.level[0].item(), looks.level[-1].item()) == pytest.approx((5.0, 0.05))
+    torch.testing.assert_close(looks.noise, looks.level)
+    torch.testing.assert_close(1 / looks.variance, 1 / looks.level**2 + 1 / 0.6)
+    assert looks.weight.tolist() == [1.0] * 4
+    assert looks.momentum.tolist() == [0.0] * 4
+    assert schedules.annealed(1).level.tolist() == [0.05]
 
 
 @pytest.mark.parametrize(

@@ -302,8 +302,9 @@ def _reference_chain(plan: Plan, measured: Tensor, stats: Stats, tally: Tally) -
         columns[1] = columns[1] * (plan.noise != "none")
         rows = [tuple(row) for row in torch.stack(columns, 1).tolist()]
         mean = reference.chain_of_looks(
-            measured, plan.op, plan.prior, plan.noise_std, rows, plan.seeds, start, plan.noise == "antithetic", watch
-        )
+            measured, plan.op, plan.prior, plan.noise_std, rows, plan.seeds, start, plan.noise == "antithetic", watch,
+            plan.guidance,
+        )  # fmt: skip
     else:
         mean = reference.reverse_mean_propagation(
             measured, plan.op, plan.prior, plan.noise_std, plan.schedule.levels, plan.seeds, plan.shape, start=start,

@@ -11,14 +11,26 @@ from ._checks import check_choice
 from .operators import LinearOperator, Operator
 from .priors import GaussianMixture, Prior
 
-__all__ = ["GRADIENTS", "GUIDANCES", "check_guidance", "denoised_variance", "direction", "gradient_weight", "usable"]
+__all__ = [
+    "GAUSSIAN",
+    "GRADIENTS",
+    "GUIDANCES",
+    "check_guidance",
+    "denoised_variance",
+    "direction",
+    "gradient_weight",
+    "usable",
+]
 
 #: Those that differentiate the denoiser, d_y = D + c J^T u with J = dD/dx; see :func:`direction`.
 GRADIENTS = ("dps", "jensen", "pigdm")
 
 #: ``gaussian``: d_y = D + r2 A^T (r2 A A^T + sy^2 I)^-1 (y - A D), no gradients; ``gauss_newton``: the same with the
-#: Jacobian of a nonlinear A at D, gradients of A alone; ``exact``: E[x0 | x, y].
-GUIDANCES = ("gaussian", "gauss_newton", *GRADIENTS, "exact")
+#: Jacobian of a nonlinear A at D, gradients of A alone.
+GAUSSIAN = ("gaussian", "gauss_newton")
+
+#: All; ``exact``: E[x0 | x, y].
+GUIDANCES = (*GAUSSIAN, *GRADIENTS, "exact")
 
 
 def usable(op: Operator, prior: Prior) -> list[str]:

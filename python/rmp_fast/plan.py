@@ -25,7 +25,7 @@ from ._checks import (
 from .backends import resolve
 from .conditioning import Conditioning
 from .execution import Estimate, Progress
-from .guidance import GRADIENTS, check_guidance, denoised_variance
+from .guidance import GAUSSIAN, GRADIENTS, check_guidance, denoised_variance
 from .operators import Operator
 from .operators.data import data_bytes, private_copy, take_over
 from .priors import Prior
@@ -171,7 +171,7 @@ class Plan:
             raise TypeError(f"`looks` must be an rmp_fast.schedules.Looks, got {type(looks).__name__}")
         if schedule is not None:
             raise ValueError("`looks` and `schedule` exclude each other: looks say all that a schedule says")
-        needed = {"noise": ("control", "antithetic", "none"), "covariance": ("fixed",), "guidance": ("gaussian",)}
+        needed = {"noise": ("control", "antithetic", "none"), "covariance": ("fixed",), "guidance": GAUSSIAN}
         for name, values in needed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"`looks` need `{name}` {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")

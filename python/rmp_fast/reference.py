@@ -287,6 +287,7 @@ def chain_of_looks(
     start: Tensor,
     antithetic: bool = False,
     watch: Callable[[], bool] | None = None,
+    guidance: str = "gaussian",
 ) -> Tensor:
     """The chain of :class:`rmp_fast.schedules.Looks`, by its equation.
 
@@ -296,13 +297,17 @@ def chain_of_looks(
         start: (B, ...) the first mean.
         antithetic: d_y is averaged over the noise and its mirror image.
         watch: as there.
+        guidance: ``"gaussian"`` or ``"gauss_newton"``.
     """
     y, noise_std, mu = y.double(), noise_std.double(), start.double()
     before = mu
     for t, (level, noise, weight, momentum, variance) in enumerate(looks):
         e = noise * normals(seeds, t, 0, mu[0].numel()).reshape(mu.shape)
         signs = (1, -1) if antithetic else (1,)
-        views = [conditional_mean(mu + sign * e, level, y, op, prior, noise_std, r2=variance) for sign in signs]
+        views = [
+            conditional_mean(mu + sign * e, level, y, op, prior, noise_std, guidance=guidance, r2=variance)
+            for sign in signs
+        ]
         mu, before = mu + weight * (sum(views) / len(views) - mu) + momentum * (mu - before), mu
         if watch is not None and not watch():
             break

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ._checks import check_positive
+from ._checks import check_count, check_positive
 
-__all__ = ["Looks", "Schedule", "karras", "log", "ve", "vp"]
+__all__ = ["Looks", "Schedule", "annealed", "karras", "log", "ve", "vp"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,6 +105,25 @@ def log(steps: int = 10, low: float = 0.05, high: float = 20.0) -> Schedule:
     _check_range(steps, low, high)
     exponent = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return Schedule(low * (high / low) ** exponent, f"log({steps}, {low:g}, {high:g})")
+
+
+def annealed(looks: int = 100, low: float = 0.05, high: float = 5.0, data_variance: float = 0.25) -> Looks:
+    """Looks that forget where the mean was: a_t = 1, m_t = 0 and n_t = s_t, on equal ratios from ``high`` to ``low``.
+
+    Every look sees the last d_y through fresh noise of its whole level, as decoupled annealing does (Zhang, Chu,
+    Berner, Meng, Anandkumar, Song, "Improving diffusion inverse problem solving with decoupled noise annealing", 2025,
+    arXiv 2407.01521). Slower than a chain whose mean remembers, but it leaves the wrong basins of a nonlinear operator.
+
+    Args:
+        looks: L >= 1; a single one is at ``low``.
+        low, high: the last and the first level, standard deviations on [-1, 1].
+        data_variance: p of the correction's variance r2_t = s_t^2 p / (s_t^2 + p), per element on [-1, 1].
+    """
+    check_count("looks", looks)
+    check_positive("data_variance", data_variance)
+    level = torch.tensor([low], dtype=torch.float64) if looks == 1 else log(looks - 1, low, high).levels.flip(0)
+    ones, square = torch.ones_like(level), level.square()
+    return Looks(level, level, ones, 0 * ones, square * data_variance / (square + data_variance))
 
 
 def ve(steps: int = 30, low: float = 0.01, high: float = 50.0) -> Schedule:

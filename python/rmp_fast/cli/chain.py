@@ -122,10 +122,7 @@ class Chain:
             self._plan_options = tuned
             self._evaluations = len(tuned["looks"])
             columns = dataclasses.asdict(tuned["looks"])
-            self._chain = {
-                "start": tuned["start"],
-                "looks": {name: column.tolist() for name, column in columns.items()},
-            }
+            self._chain = tuned | {"looks": {name: column.tolist() for name, column in columns.items()}}
         else:
             self._chain = defaults | given
             self._plan_options = self._levels()
@@ -265,7 +262,8 @@ class Chain:
             "noise_std": options.noise_std,
             "out": options.out,
             "evaluations": options.evaluations,
-            **{name: self._chain.get(name) for name in DEFAULTS},
+            # A preset is asked for by giving none of these.
+            **{name: None if "looks" in self._chain else self._chain[name] for name in DEFAULTS},
             "seed": options.seed,
             "backend": self.settings["backend"],
             "batch_size": batch_size,

@@ -61,7 +61,9 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
     """Keyword arguments of :class:`rmp_fast.Plan` for a task and a budget.
 
     For a bundled prior the table tuned for the largest budget that fits; where there is none, the untuned default:
-    levels from 20 to 0.05 with two looks each, for nonlinear tasks with the ``gauss_newton`` guidance.
+    levels from 20 to 0.05 with two looks each, for nonlinear tasks with the ``gauss_newton`` guidance. Phase retrieval
+    takes :func:`rmp_fast.schedules.annealed` with that guidance, and gains with every evaluation up to 100 and with
+    every start of :func:`rmp_fast.operators.best_of_starts`.
 
     Args:
         task: one of :data:`TASKS`.
@@ -81,6 +83,8 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
     if fitting:
         entry = tables(name)[task][str(max(fitting))]
         return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
+    if task == "phase_retrieval":
+        return {"looks": schedules.annealed(evaluations), "start": "zero", "guidance": "gauss_newton"}
     return untuned(evaluations) | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
 
 
