@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from interleave import interleaved, table
 from torch import Tensor
 
 from rmp_fast import _core
+from rmp_fast.bench.interleave import interleaved, table
 
 Arms = dict[str, Callable[[], object]]
 Report = Callable[..., None]

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 import torch
-from interleave import interleaved, table
 from torch import Tensor
 
 import rmp_fast as rmp
 from rmp_fast import engine
+from rmp_fast.bench.interleave import interleaved, table
 
 CASES = [("photo", (1, 3, 256, 256)), ("fashion", (1, 1, 32, 32)), ("fashion", (16, 1, 32, 32))]
 Call = Callable[[], Tensor]

@@ -29,7 +29,7 @@ from .watch import Watch, place_of
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["Captured", "GraphPool", "Recording", "capture", "check", "refusal"]
+__all__ = ["Captured", "GraphPool", "Recording", "capture", "check", "graph_of", "refusal"]
 
 #: torch allows one capture at a time in a process.
 _capturing = threading.Lock()
@@ -180,7 +180,8 @@ class Captured(abc.ABC):
         """Run from the buffers into the buffers; the variance and the graphs launched."""
 
 
-def _graph_of(pool: GraphPool, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+def graph_of(pool: GraphPool, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Record what ``work`` queues; it must have run before, so that nothing is loaded or chosen meanwhile."""
     graph = torch.cuda.CUDAGraph()
     # Other threads may go on allocating: their memory is none of this graph's.
     with torch.cuda.graph(graph, pool=pool.handle, stream=pool.stream, capture_error_mode="thread_local"):
@@ -227,7 +228,7 @@ def _record_whole(plan: Plan, pool: GraphPool, buffers: _Buffers) -> Captured | 
         return obstacle
     made = _Whole(pool, buffers, Recording(True, 1, None, buffers.bytes))
     try:
-        made.graph = _graph_of(pool, work)
+        made.graph = graph_of(pool, work)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -344,10 +345,10 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
                 f"the plan cannot be captured: {prevented}; nor between the calls of its network: {obstacle}; it still "
                 "executes, without a graph"
             )
-        made.start = _graph_of(pool, start)
-        made.direct = [_graph_of(pool, functools.partial(direct, look)) for look in looks] if gradients else []
-        made.advance = [_graph_of(pool, functools.partial(advance, look)) for look in looks]
-        made.sample = {level: _graph_of(pool, functools.partial(plan.sample, level)) for level in sampled}
+        made.start = graph_of(pool, start)
+        made.direct = [graph_of(pool, functools.partial(direct, look)) for look in looks] if gradients else []
+        made.advance = [graph_of(pool, functools.partial(advance, look)) for look in looks]
+        made.sample = {level: graph_of(pool, functools.partial(plan.sample, level)) for level in sampled}
     warnings.warn(
         f"the chain cannot be captured as a whole: {prevented}; the parts between the calls of the network "
         f"{plan.prior.name!r} are, as {graphs} graphs",

@@ -6,7 +6,7 @@ import dataclasses
 
 from .cost import KINDS, Work
 
-__all__ = ["DEVICES", "Device"]
+__all__ = ["DEVICES", "Device", "known"]
 
 # Copies, read plus written, on H100 and H200 against their data sheets: 3.0 of 3.35 and 4.3 of 4.8 TB/s.
 _MEASURED_SHARE = (3.0 / 3.35 + 4.3 / 4.8) / 2
@@ -97,3 +97,16 @@ DEVICES = {
     "h200": _card("NVIDIA H200 SXM", 4.3, "measured on such cards, read plus written", 67.0, 0.5, 0.125, 1.0),
     "b200": _card("NVIDIA B200", 8.0 * _MEASURED_SHARE, _assumed(8.0), 75.0, 0.5, 0.125, 1.0),
 }
+
+#: What the driver calls them.
+_NAMES = {
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+
+
+def known(name: str) -> Device | None:
+    """The card of :data:`DEVICES` that the driver calls so, or None: others of its family have other limits."""
+    return DEVICES[_NAMES[name]] if name in _NAMES else None

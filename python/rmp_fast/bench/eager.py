@@ -27,6 +27,7 @@ def chain(
     step_sizes: list[float],
     data_variance: float,
     draw: Callable[[int], Tensor],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The mean (B, C, H, W) that the untuned chain with ``control`` noise and ``gaussian`` guidance ends at.
 
@@ -37,14 +38,15 @@ def chain(
         step_sizes: s1 of the inner iterations of every level.
         data_variance: p of r2 = s^2 p / (s^2 + p).
         draw: standard normals of the shape for look number n.
+        device: where they lie.
     """
-    mean = torch.zeros(shape)
+    mean = torch.zeros(shape, device=device)
     look = 0
     for s, above in zip(reversed(levels[:-1]), reversed(levels[1:]), strict=True):
         w = (s / above) ** 2
         std = ((above**2 - s**2) ** 0.5) * s / above
         r2 = s**2 * data_variance / (s**2 + data_variance)
-        level = torch.full((shape[0],), s)
+        level = torch.full((shape[0],), s, device=device)
         mu = mean
         for s1 in step_sizes:
             d = correct(denoise(mu + std * draw(look), level), r2)
@@ -60,16 +62,16 @@ def corrector(op: LinearOperator, y: Tensor, noise_std: float, shape: tuple[int,
     if isinstance(op, Denoising):
         return lambda d, r2: d + r2 / (r2 + variance) * (y - d)
     if isinstance(op, Inpainting):
-        mask = op.mask.to(y.dtype)
+        mask = op.mask.to(y)
         return lambda d, r2: d + r2 / (r2 + variance) * mask * (y - d)
     height, width = shape[-2:]
     if isinstance(op, SuperResolution) and op.filter == "average" and height % op.factor == width % op.factor == 0:
         return _blocks(y, op.factor, variance)
     if isinstance(op, Blur) and op.boundary == "circular":
-        return _fourier(y, _response(op.kernel, height, width), variance)
+        return _fourier(y, _response(op.kernel, height, width).to(y.device), variance)
     if isinstance(op, GaussianBlur) and op.boundary == "reflect":
         # A symmetric blur of an image reflected at its edges is a circular one of the image beside its mirror images.
-        response = _response(torch.outer(op.taps, op.taps), 2 * height, 2 * width)
+        response = _response(torch.outer(op.taps, op.taps), 2 * height, 2 * width).to(y.device)
         mirrored = _fourier(_mirrored(y), response, variance)
         return lambda d, r2: mirrored(_mirrored(d), r2)[..., :height, :width]
     return None

@@ -17,7 +17,23 @@ from . import deepinv_arms, eager
 from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
 from .problem import Problem
 
-__all__ = ["AVERAGES", "BACKWARD", "COMPILED", "METHODS", "OURS", "SAMPLES", "arms", "tuned_settings"]
+__all__ = [
+    "AVERAGES",
+    "BACKWARD",
+    "COMPILED",
+    "METHODS",
+    "OURS",
+    "SAMPLES",
+    "arms",
+    "eager_chain",
+    "plan_normals",
+    "tuned_settings",
+    "untuned",
+]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+#: Standard normals of the images' shape for a look of the chain.
+Draw = Callable[[int], Tensor]
 
 #: What every name of ``--methods`` stands for.
 METHODS = {
@@ -194,20 +210,42 @@ def _equal(result: Result, other: Tensor, tolerance: float, what: str, evaluatio
 # RMP as a user would write it.
 
 
-def _eager(problem: Problem, name: str, budget: int) -> Arm:
+def eager_chain(problem: Problem, budget: int) -> Callable[[Denoise, Draw], Tensor]:
+    """The untuned chain in plain torch, as a function of D(x, s) and of the normals of look number n.
+
+    Raises:
+        ValueError: the operator takes more than a few lines of torch.
+    """
     options = untuned(budget)
-    inner, levels = options["inner_steps"], options["schedule"].levels.tolist()
-    evaluations = inner * (len(levels) - 1)
-    tolerance = problem.tolerance(evaluations)
-    sizes = reference.step_sizes("averaging", RELAXATION, inner)
+    levels = options["schedule"].levels.tolist()
+    sizes = reference.step_sizes("averaging", RELAXATION, options["inner_steps"])
     correct = eager.corrector(problem.op, problem.y, problem.noise_std, problem.shape)
     if correct is None:
         raise ValueError(f"the operator {problem.op.name!r} of {problem.task} has no few lines of plain torch")
 
-    def run(prior: Prior, draw: Callable[[int], Tensor]) -> Result:
-        timed = Timed(prior)
+    def run(denoise: Denoise, draw: Draw) -> Tensor:
+        variance, device = problem.prior.data_variance, problem.truth.device
         with torch.inference_mode():
-            mean = eager.chain(timed.denoise, correct, problem.shape, levels, sizes, problem.prior.data_variance, draw)
+            return eager.chain(denoise, correct, problem.shape, levels, sizes, variance, draw, device)
+
+    return run
+
+
+def plan_normals(problem: Problem) -> Draw:
+    """The normals that a plan makes for the problem's seeds."""
+    elements = problem.truth[0].numel()
+    return lambda look: reference.normals(problem.seeds, look, 0, elements).reshape(problem.shape).float()
+
+
+def _eager(problem: Problem, name: str, budget: int) -> Arm:
+    options = untuned(budget)
+    evaluations = options["inner_steps"] * options["schedule"].steps
+    tolerance = problem.tolerance(evaluations)
+    chain = eager_chain(problem, budget)
+
+    def run(prior: Prior, draw: Draw) -> Result:
+        timed = Timed(prior)
+        mean = chain(timed.denoise, draw)
         return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
 
     def make() -> Callable[[], Result]:
@@ -220,16 +258,12 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
         return call
 
     def check(result: Result) -> str:
-        elements = problem.truth[0].numel()
-
-        def draw(look: int) -> Tensor:
-            return reference.normals(problem.seeds, look, 0, elements).reshape(problem.shape).float()
-
         ours = Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options)
         mean = ours.execute(problem.y, seeds=problem.seeds).mean
         return _equal(
-            run(problem.prior, draw), mean, tolerance, "rmp_fast's chain on the same random numbers", evaluations
-        )
+            run(problem.prior, plan_normals(problem)), mean, tolerance, "rmp_fast's chain on the same random numbers",
+            evaluations,
+        )  # fmt: skip
 
     compiles = name in COMPILED
     return Arm(name, f"{name}-{evaluations}", "untuned", evaluations, make, check, tolerance, compiles=compiles)

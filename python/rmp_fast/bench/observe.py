@@ -136,11 +136,16 @@ class LibraryCalls(TorchDispatchMode):
         return result
 
 
-def copies(work: Work) -> Callable[[], None]:
-    """Plain copies that read and write as many bytes as a kernel, in arrays of about as many numbers."""
+def copies(work: Work, device: torch.device | None = None) -> Callable[[], None]:
+    """Plain copies that read and write as many bytes as a kernel: on the CPU in arrays of about as many numbers, on
+    another device in one, since every copy there is a launch.
+    """
     numbers = max(1, round(work.bytes / 8))
     arrays = max(1, round(work.bytes / (2 * work.images * max(work.image_bytes / 5, 1))))
-    pairs = [(torch.rand(-(-numbers // arrays)), torch.empty(-(-numbers // arrays))) for _ in range(arrays)]
+    if device is not None and device.type != "cpu":
+        arrays = 1
+    length = -(-numbers // arrays)
+    pairs = [(torch.rand(length, device=device), torch.empty(length, device=device)) for _ in range(arrays)]
 
     def run() -> None:
         for source, target in pairs:

@@ -65,11 +65,12 @@ def network_rounding(prior: Prior, shape: tuple[int, ...], seed: int = 0) -> flo
         return float(torch.finfo(torch.float32).eps)
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(prior.network).double()
+    device = next(network.parameters(), torch.empty(0)).device
     worst = 0.0
     channels = shape[1] if prior.network_channels is None else prior.network_channels
     for batch, level in itertools.product((1, 2), (0.1, 1.0, 10.0)):
-        x = level * torch.randn(batch, channels, *shape[2:], generator=generator)
-        s = torch.full((batch,), level)
+        x = level * torch.randn(batch, channels, *shape[2:], generator=generator).to(device)
+        s = torch.full((batch,), level, device=device)
         with torch.inference_mode():
             gap = prior.network(x, s).double() - network(x.double(), s.double())
         worst = max(worst, float(gap.square().mean().sqrt()))

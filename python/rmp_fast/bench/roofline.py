@@ -22,6 +22,7 @@ from . import cost, observe
 from .chains import TASKS, Chain, observed, problem
 from .cost import Work
 from .devices import DEVICES, Device
+from .kernels import calls
 
 __all__ = ["IMAGES", "MEASURED", "SHARE", "TASKS", "measure", "predict"]
 
@@ -59,7 +60,7 @@ def predict(
     card = DEVICES[check_choice("device", device, DEVICES)]
     chains = _chains(tasks, images, side)
     kernels = [*_of_looks(chains), cost.natural_step(3 * side * side, perturbed=False)]
-    kernels += [cost.call(kernel, arguments) for kernel, arguments in _others(1, side)]
+    kernels += [cost.call(kernel, arguments) for kernel, arguments in calls((1, 3, side, side))]
     return {
         "device": {"id": device, **dataclasses.asdict(card)},
         "side": side,
@@ -82,21 +83,6 @@ def _chains(tasks: Iterable[str], images: Sequence[int], side: int) -> list[Chai
 def _of_looks(chains: Sequence[Chain]) -> list[Work]:
     """The kernels between the evaluations of all tasks, each once."""
     return list({(work.name, work.image_bytes): work.of(1) for found in chains for work in found.look}.values())
-
-
-def _others(images: int, side: int) -> list[tuple[str, tuple[Any, ...]]]:
-    """Kernels that run in starts and gradients, with arguments for images of three channels."""
-    x, out, taps = torch.rand(images, 3, side, side), torch.empty(images, 3, side, side), torch.full((17,), 1 / 17)
-    factor = min(4, side)
-    blocks = torch.rand(images, 3, -(-side // factor), -(-side // factor))
-    mask = (torch.rand(x.shape) > 0.5).to(torch.uint8)
-    return [
-        ("mask", (x, mask, out)),
-        ("block_average", (x, factor, blocks)),
-        ("block_average_adjoint", (blocks, factor, out)),
-        ("separable_blur", (x, taps, taps, "reflect", False, out)),
-        ("normals", (torch.arange(images), 0, 0, out)),
-    ]
 
 
 def _kernel_row(work: Work, device: Device) -> dict[str, Any]:
@@ -206,7 +192,7 @@ def measure(
                     found = _measured_chain(task, batch, side, count, limits)
                     rows.append(_measured_task(task, batch, count, found))
                     kernels += [row for row in found if not _known(row, kernels)]
-                kernels += [_measured_call(*other, count, limits) for other in _others(batch, side)]
+                kernels += [_measured_call(*other, count, limits) for other in calls((batch, 3, side, side))]
     finally:
         torch.set_num_threads(before)
     processors, load = os.cpu_count() or 1, os.getloadavg()[0]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 __all__ = ["Timing", "interleaved", "table"]
 
 
@@ -22,7 +24,15 @@ class Timing:
 Clock = Callable[[], float]
 
 
-def _seconds(call: Callable[[], object], repeats: int, clock: Clock) -> float:
+def _seconds(call: Callable[[], object], repeats: int, clock: Clock, device: torch.device) -> float:
+    if device.type == "cuda":
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        for _ in range(repeats):
+            call()
+        ended.record()
+        ended.synchronize()
+        return started.elapsed_time(ended) / 1e3 / repeats
     start = clock()
     for _ in range(repeats):
         call()
@@ -36,6 +46,7 @@ def interleaved(
     sample: float = 2e-3,
     budget: float = 20.0,
     clock: Clock = time.perf_counter,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
     """Seconds per call of every arm.
 
@@ -43,12 +54,15 @@ def interleaved(
         rounds: samples of each arm, at least 5, fewer where ``budget`` seconds are not enough.
         sample: least seconds of one sample; short calls are repeated within it.
         clock: in seconds; ``time.thread_time`` leaves out what other processes take from arms of one thread.
+        device: where the arms compute. On a CUDA device, which must be the current one, its events around the calls
+            tell the time instead of ``clock``: that of the device, waits for the host included.
     """
+    device = torch.device(device)
     repeats, cost = {}, 0.0
     for name, call in arms.items():
         for _ in range(3):
             call()
-        once = min(_seconds(call, 1, clock) for _ in range(3))
+        once = min(_seconds(call, 1, clock, device) for _ in range(3))
         repeats[name] = max(1, round(sample / once))
         cost += once * repeats[name]
     rounds = max(5, min(rounds, int(budget / cost)))
@@ -56,7 +70,7 @@ def interleaved(
     names = list(arms)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            samples[name].append(_seconds(arms[name], repeats[name], clock))
+            samples[name].append(_seconds(arms[name], repeats[name], clock, device))
     result = {}
     for name, values in samples.items():
         deciles = statistics.quantiles(values, n=10, method="inclusive")
