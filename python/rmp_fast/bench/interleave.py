@@ -32,7 +32,8 @@ def _seconds(call: Callable[[], object], repeats: int, clock: Clock, device: tor
             call()
         ended.record()
         ended.synchronize()
-        return started.elapsed_time(ended) / 1e3 / repeats
+        milliseconds: float = started.elapsed_time(ended)
+        return milliseconds / 1e3 / repeats
     start = clock()
     for _ in range(repeats):
         call()
@@ -63,7 +64,7 @@ def interleaved(
         for _ in range(3):
             call()
         once = min(_seconds(call, 1, clock, device) for _ in range(3))
-        repeats[name] = max(1, round(sample / once))
+        repeats[name] = max(1, round(sample / max(once, 1e-7)))
         cost += once * repeats[name]
     rounds = max(5, min(rounds, int(budget / cost)))
     samples: dict[str, list[float]] = {name: [] for name in arms}

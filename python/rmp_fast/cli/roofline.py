@@ -1,4 +1,4 @@
-"""``rmp-fast roofline``: what the kernels should take on a device, and on this CPU what they do take."""
+"""``rmp-fast roofline``: what the kernels should take on a device, and on this machine what they do take."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..bench import roofline
+from ..bench import kernels, roofline
 from ..bench.devices import DEVICES
 from ..images import write_atomically
 from .tasks import choice
 from .usage import UsageError
 
-__all__ = ["render", "run", "table"]
+__all__ = ["beside_torch", "render", "run", "table"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the model's table; exit code 0, whatever it says."""
-    choice("--device", options.device, (*DEVICES, "cpu"))
+    """Print the table; exit code 0, whatever it says, and 1 where a kernel does not agree with torch."""
+    here = options.device.partition(":")[0] == "cuda"
+    if not here:
+        choice("--device", options.device, (*DEVICES, "cpu", "cuda"))
+    if here and options.tasks:
+        raise UsageError("`--tasks` does not go with --device cuda, where every kernel is measured by itself")
     names = options.tasks or list(roofline.MEASURED if options.device == "cpu" else roofline.TASKS)
     for name in names:
         choice("--tasks", name, roofline.TASKS)
@@ -28,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     if options.side < 1:
         raise UsageError(f"`--side` must be at least 1, got {options.side}")
     if options.threads and options.device != "cpu":
-        raise UsageError(f"`--threads` is for --device cpu, which is measured; {options.device} is on paper")
+        where = "works on its own" if here else "is on paper"
+        raise UsageError(f"`--threads` is for --device cpu, which is measured; {options.device} {where}")
     if options.out is not None and options.out.exists() and not options.force:
         raise UsageError(f"`--out` {options.out} exists; choose another file or add --force")
     if options.out is not None and not options.out.absolute().parent.is_dir():
@@ -36,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.device == "cpu":
             report = roofline.measure(names, options.images, options.side, options.threads)
+        elif here:
+            report = kernels.measure(options.device, [(n, 3, options.side, options.side) for n in options.images])
         else:
             report = roofline.predict(options.device, names, options.images, options.side)
     except (ValueError, RuntimeError) as error:
@@ -44,12 +51,44 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None:
         write_atomically(options.out, (text + "\n").encode())
     print(text if options.json else render(report))
-    return 0
+    return 1 if report.get("refused") else 0
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report of :func:`rmp_fast.bench.roofline.predict` or :func:`rmp_fast.bench.roofline.measure` as text."""
+    """A report of :mod:`rmp_fast.bench.roofline`, or on a CUDA device of :mod:`rmp_fast.bench.kernels`, as text."""
+    if report["device"]["id"] == "cuda":
+        return beside_torch(report)
     return _measured(report) if report["device"]["id"] == "cpu" else _predicted(report)
+
+
+def beside_torch(report: dict[str, Any]) -> str:
+    """The report of :func:`rmp_fast.bench.kernels.measure` as text."""
+    device = report["device"]
+    lines = [
+        f"{device['name']}, kernels '{device['backend']}', torch {device['torch']}; each kernel agrees with torch",
+        "us: of calls one after the other, and the band of 80 % of the samples; graph us: inside a CUDA graph; torch: "
+        "backend='torch', with the same normals",
+        "GB/s: bytes of the cost model, inside the graph where there is one; of copy: of what copy_ of as many bytes "
+        "moves beside it (what fits into a cache stays there, for both)",
+        "",
+        *table(
+            (
+                "kernel", "images", "MB", "us", "band", "graph us", "on paper us", "GB/s", "copy GB/s", "of copy",
+                "torch us", "torch / ours",
+            ),
+            [
+                (
+                    row["kernel"], " x ".join(map(str, row["shape"])), f"{row['bytes'] / 1e6:.2f}",
+                    *_micro(row, "seconds"), "-".join(_micro(row, "low", "high")),
+                    *_micro(row, "graph_seconds", "paper_seconds"), f"{row['gbps']:.1f}", f"{row['copy_gbps']:.1f}",
+                    f"{row['bandwidth_share']:.0%}", *_micro(row, "torch_seconds"), f"{row['torch_ratio']:.1f}",
+                )
+                for row in report["kernels"]
+            ],
+        ),
+        *(f"NO ROW: {reason}" for reason in report["refused"]),
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _predicted(report: dict[str, Any]) -> str:
@@ -158,7 +197,7 @@ def _threads(count: str) -> str:
 
 
 def _micro(row: dict[str, Any], *names: str) -> list[str]:
-    return [f"{row[name] * 1e6:.1f}" for name in names]
+    return ["" if row[name] is None else f"{row[name] * 1e6:.1f}" for name in names]
 
 
 def _millions(operations: dict[str, float]) -> str:

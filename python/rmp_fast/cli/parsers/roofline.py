@@ -12,12 +12,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``roofline`` to the commands."""
     parser = commands.add_parser(
         "roofline",
-        help="what the kernels should take on a device, and on this CPU what they do take",
+        help="what the kernels should take on a device, and on this machine what they do take",
         description="Bytes, operations, launches and seconds of every kernel, and of everything of ours between two "
         "evaluations of the network, from the tables that the machine code is tested against. On cpu, beside "
-        "measurements.",
+        "measurements; on cuda, the card that is here, every kernel measured beside torch and a copy.",
     )
-    parser.add_argument("--device", default="h100", metavar="NAME", help="a100, h100 (default), h200, b200 or cpu")
+    parser.add_argument(
+        "--device", default="h100", metavar="NAME", help="a100, h100 (default), h200, b200; cpu, cuda or cuda:1"
+    )
     parser.add_argument(
         "--tasks", nargs="+", metavar="NAME", help="denoise, sr4, mri, ... (all; on cpu the linear ones)"
     )
