@@ -50,7 +50,7 @@ def _gap(made: Tensor, expected: Tensor, tolerance: float, what: str) -> str:
 
 
 def chain_rows(
-    problem: Problem, backend: str, graphed: bool, evaluations: int = EVALUATIONS, **timing: Any
+    problem: Problem, backend: str, graphed: bool, evaluations: int, **timing: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of one chain: eager torch, our plan, and with ``graphed`` our plan captured; and why others have none.
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, shapes in (("fashion", [(n, 1, 32, 32) for n in options.images]), ("photo", photos)):
             prior = rmp.priors.load(name).to(device)
             for shape in shapes:
-                made, why = chain_rows(inpainting(prior, shape, device), backend, on_card)
+                made, why = chain_rows(inpainting(prior, shape, device), backend, on_card, EVALUATIONS)
                 rows += made
                 refused += [f"{name}, {' x '.join(map(str, shape))}: {reason}" for reason in why]
     print(chain_table(rows))

@@ -102,7 +102,10 @@ def test_beside_measurements(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device=h10"], "`--device` must be one of 'a100', 'h100', 'h200', 'b200', 'cpu', got 'h10'; did you mean"),
+        (
+            ["--device=h10"],
+            "`--device` must be one of 'a100', 'h100', 'h200', 'b200', 'cpu', 'cuda', got 'h10'; did you mean",
+        ),
         (["--tasks", "sr5"], "'sr5'; did you mean 'sr4'?"),
         (["--images", "4", "0"], "`--images` must be at least 1, got 0"),
         (["--side=0"], "`--side` must be at least 1, got 0"),
