@@ -1,6 +1,7 @@
 # make demo   restores a degraded photograph, from nothing: environment, build, run
 # make test   environment with the development tools, linters, tests
-# make test-gpu   kernels and captured chains on a CUDA device, kernels also under compute-sanitizer; needs nvcc
+# make test-gpu   kernels and captured chains on a CUDA device, kernels also under compute-sanitizer, and a table of their
+#                 times; needs nvcc
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -31,6 +32,7 @@ test-gpu: $(VENV)/developed
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral)'; \
 	else echo "compute-sanitizer $$tool: not installed, not run"; fi; done
+	$(BIN)/python benchmarks/bench_gpu.py
 
 bench: $(VENV)/developed
 	$(BIN)/python -m pytest benchmarks
