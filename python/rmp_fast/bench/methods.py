@@ -91,8 +91,6 @@ def tuned_settings(name: str, evaluations: int) -> dict[str, Any] | None:
         "ddrm": {"eta": 1.0},
         "diffpir": {"strength": 1.0, "zeta": 1.0},
     }
-    if name == "pigdm":
-        return {"weight": "score"}
     if name not in found or evaluations < 2:
         return None
     return {**found[name], "schedule": schedules.log(evaluations - 1, 0.05, 20.0)}

@@ -45,12 +45,12 @@ class Extent:
 
 EXTENTS = {
     ("photo", False): Extent(3, None, (1, 2, 4), 10.0),
-    ("photo", True): Extent(1, 96, (1, 2), 0.5),
+    ("photo", True): Extent(1, 64, (1, 2), 0.5),
     ("fashion", False): Extent(16, None, (1, 4, 16), 5.0),
     ("fashion", True): Extent(4, None, (1, 4), 0.5),
 }
 #: Evaluations, a backward pass counted as two, above which ``--quick`` leaves a chain out.
-QUICK = 300
+QUICK = 200
 #: Of the throughput curve, whose methods all get as many.
 EQUAL = 20
 MOST_TILES = 7
