@@ -229,7 +229,7 @@ def test_quick_says_what_it_leaves_out(
     left = {entry["what"].removesuffix(" tuned") for entry in json.loads((out / "bench.json").read_text())["left_out"]}
     assert left == {
         "rmp-compiled", "rmp-untuned-compiled", "eager-compiled", "deepinv-ddrm", "deepinv-diffpir", "deepinv-dps",
-        "deepinv-average", "dps-1000", "reddiff-1000", "daps-1000", "16 x ddrm-100",
+        "deepinv-average", "pigdm-100", "dps-1000", "reddiff-1000", "daps-1000", "16 x ddrm-100",
     }  # fmt: skip
 
 
