@@ -1,7 +1,7 @@
 """The service under load: right and wrong requests from many clients, what a hop costs, and what survives a kill.
 
     python benchmarks/bench_service.py                   # all three parts, on a service that it starts
-    python benchmarks/bench_service.py --part latency --threads 1
+    python benchmarks/bench_service.py --part latency --direct
 
 Every answer is compared with a direct call: of the load after the service has ended, of the latencies before they are
 printed. The clients, the service and the direct calls share this machine's processors, so run it where they are free.
