@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scripts
 import torch
 from simulated_graphs import Driver
 from torch import Tensor
@@ -21,7 +20,6 @@ from rmp_fast.cli import main
 from rmp_fast.cli.roofline import render
 from rmp_fast.torch_step import TorchStep
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "benchmarks" / "bench_gpu.py"
 CPU = torch.device("cpu")
 KERNELS = [
     "natural_step", "natural_step, noise", "natural_step, drawn, noise", "natural_step, antithetic, noise",
@@ -34,12 +32,7 @@ KERNELS = [
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("bench_gpu")
 
 
 def given_times(arms: dict[str, Callable[[], object]], **_: Any) -> dict[str, Timing]:

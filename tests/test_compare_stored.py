@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 from typing import Any
 
 import pytest
-
-SCRIPT = pathlib.Path(__file__).parent.parent / "benchmarks" / "compare_stored.py"
+import scripts
 
 
 @pytest.fixture(scope="module")
 def stored() -> Any:
-    spec = importlib.util.spec_from_file_location("compare_stored", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("compare_stored")
 
 
 def run(folder: pathlib.Path, seconds: dict[str, float], copy: float = 1e-5, path: str = "avx2") -> pathlib.Path:

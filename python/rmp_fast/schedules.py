@@ -118,6 +118,10 @@ def annealed(looks: int = 100, low: float = 0.05, high: float = 5.0, data_varian
         looks: L >= 1; a single one is at ``low``.
         low, high: the last and the first level, standard deviations on [-1, 1].
         data_variance: p of the correction's variance r2_t = s_t^2 p / (s_t^2 + p), per element on [-1, 1].
+
+    Raises:
+        TypeError: ``looks`` is no integer.
+        ValueError: ``looks`` is below 1, the levels are not 0 < ``low`` < ``high``, or ``data_variance`` is not > 0.
     """
     check_count("looks", looks)
     check_positive("data_variance", data_variance)
