@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -22,6 +23,7 @@ import torch
 from test_cli import photo, process, save
 
 import rmp_fast as rmp
+from rmp_fast import engine
 from rmp_fast.bench import analysis, harness, methods, results
 from rmp_fast.bench.harness import Arm, CheckError, Result
 from rmp_fast.bench.problem import Problem, network_rounding
@@ -224,12 +226,18 @@ def test_quick_says_what_it_leaves_out(
     command = ["bench", f"--images={pictures}", "--prior=fashion", "--quick", f"--out={out}", "--threads=1"]
     assert main([*command, "--sections", "quality", "batch"]) == 0
     told = capsys.readouterr().err
-    assert "left out rmp-compiled, rmp-untuned-compiled, eager-compiled: compiling takes minutes" in told
+    names = {
+        "rmp-compiled", "rmp-bfloat16", "rmp-untuned-compiled", "rmp-untuned-bfloat16", "eager-compiled",
+        "eager-bfloat16",
+    }  # fmt: skip
+    compiling = re.search(r"left out (.*): compiling takes minutes", told)
+    assert compiling is not None
+    assert set(compiling[1].split(", ")) == names
     assert re.search(r"left out .*dps-1000.*: too many evaluations for --quick", told)
     left = {entry["what"].removesuffix(" tuned") for entry in json.loads((out / "bench.json").read_text())["left_out"]}
-    assert left == {
-        "rmp-compiled", "rmp-untuned-compiled", "eager-compiled", "deepinv-ddrm", "deepinv-diffpir", "deepinv-dps",
-        "deepinv-average", "pigdm-100", "dps-1000", "reddiff-1000", "daps-1000", "16 x ddrm-100",
+    assert left == names | {
+        "deepinv-ddrm", "deepinv-diffpir", "deepinv-dps", "deepinv-average", "pigdm-100", "dps-1000", "reddiff-1000",
+        "daps-1000", "16 x ddrm-100",
     }  # fmt: skip
 
 
@@ -240,9 +248,29 @@ def test_what_is_not_compiled_is_no_compiled_row(prior: Any, monkeypatch: pytest
     monkeypatch.setattr(torch, "compile", broken)
     given = make(prior, "denoise", OPERATORS["denoise"]())
     arms, _ = methods.arms(given, list(methods.COMPILED), 4)
-    assert len(arms) == 3
+    assert len(arms) == 6
     for found in arms:
         with pytest.warns(RuntimeWarning, match="no compiler here"), pytest.raises(CheckError, match="not be compiled"):
+            found.make()
+
+
+def test_what_does_not_run_in_bfloat16_is_no_such_row(prior: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    given = make(prior, "denoise", OPERATORS["denoise"]())
+    arms, _ = methods.arms(given, list(methods.BFLOAT16), 4)
+    assert len(arms) == 3
+    monkeypatch.setattr(engine, "_without_bfloat16", lambda device: None)
+    for found in arms:
+        assert "equals" in found.check(found.make()())
+    monkeypatch.setattr(engine, "LEAST_PSNR", math.inf)
+    for found in arms:
+        if found.method != "eager-bfloat16":  # which has no guard but the check
+            call = found.make()
+            with pytest.warns(RuntimeWarning, match="back to float32"), pytest.raises(CheckError, match="in bfloat16"):
+                call()
+    monkeypatch.setattr(engine, "_without_bfloat16", lambda device: "no such instructions")
+    for found in arms:
+        with pytest.warns(RuntimeWarning, match="no such instr"), pytest.raises(CheckError, match="in bfloat16"):
             found.make()
 
 
@@ -406,6 +434,10 @@ def test_results_are_written_with_every_row_and_read_again(tmp_path: pathlib.Pat
     assert again == kept
     assert not again.finished
     assert [(r["method"], r["ms_per_image"]) for r in rows(tmp_path)] == [("rmp", "11.0")]
+    flawless = row("daps", math.inf, 12.0)
+    again.put(flawless)
+    assert "Infinity" not in (tmp_path / "bench.json").read_text()  # which is no JSON
+    assert Results.read(tmp_path).rows[flawless.key] == flawless
     (tmp_path / "bench.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match="cannot be read as the result"):
         Results.read(tmp_path)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .. import _json
 from ..cli import record
 from ..cli.usage import UsageError
 from .inputs import Image
@@ -237,7 +238,7 @@ def claim(store: Store, files: Mapping[str, str], source: str, settings: Row, co
     run = uuid.uuid4().hex
     state = {"schema": SCHEMA, "run": run, "command": command, "input": source, "settings": settings}
     try:
-        store.write(RUN, record.encode(state))
+        store.write(RUN, _json.encode(state))
     except OSError as cause:
         raise UsageError(f"`--output` {store.url} cannot be written: {cause.strerror or cause}") from cause
     return Claim(store.url, run)

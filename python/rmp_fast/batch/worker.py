@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .. import images
+from .. import _json, images
 from ..cli import record
 from ..cli.chain import Chain, Outcome
 from ..cli.tasks import Settings, resolve
@@ -307,7 +307,7 @@ def _text(error: Exception) -> str:
 
 
 def _record(store: Store, entry: dict[str, Any]) -> Row:
-    store.write(sidecar_name(entry["name"]), record.encode(entry))
+    store.write(sidecar_name(entry["name"]), _json.encode(entry))
     return row_of(entry)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .methods import OURS
+from .methods import EAGER, OURS
 from .results import Row
 
 __all__ = ["BEST_SINGLE", "Line", "Reached", "equal_evaluations", "frontier", "line", "time_to_quality"]
@@ -46,7 +46,7 @@ def time_to_quality(rows: Sequence[Row]) -> list[Reached]:
     found = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task and row.method in OURS]
-        others = [row for row in rows if row.task == task and row.method not in (*OURS, "eager", "eager-compiled")]
+        others = [row for row in rows if row.task == task and row.method not in (*OURS, *EAGER)]
         if not mine or not others:
             continue
         single = [row for row in others if row.samples == 1]

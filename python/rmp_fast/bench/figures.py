@@ -21,10 +21,13 @@ INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 STYLES = {
     "rmp": ("#d64545", "o"),
     "rmp-compiled": ("#d64545", "D"),
+    "rmp-bfloat16": ("#d64545", "*"),
     "rmp-untuned": ("#ef8354", "o"),
     "rmp-untuned-compiled": ("#ef8354", "D"),
+    "rmp-untuned-bfloat16": ("#ef8354", "*"),
     "eager": ("#52606d", "o"),
     "eager-compiled": ("#52606d", "D"),
+    "eager-bfloat16": ("#52606d", "*"),
     "ddrm": ("#2680c2", "s"),
     "diffpir": ("#199473", "^"),
     "pigdm": ("#8719e0", "v"),

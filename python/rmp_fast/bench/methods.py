@@ -20,7 +20,9 @@ from .problem import Problem
 __all__ = [
     "AVERAGES",
     "BACKWARD",
+    "BFLOAT16",
     "COMPILED",
+    "EAGER",
     "METHODS",
     "OURS",
     "SAMPLES",
@@ -39,10 +41,13 @@ Draw = Callable[[int], Tensor]
 METHODS = {
     "rmp": "RMP, tuned preset",
     "rmp-compiled": "RMP, tuned preset, network compiled",
+    "rmp-bfloat16": "RMP, tuned preset, network compiled and in bfloat16",
     "rmp-untuned": "RMP, untuned levels",
     "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
+    "rmp-untuned-bfloat16": "RMP, untuned levels, network compiled and in bfloat16",
     "eager": "RMP, untuned levels, in plain eager torch",
     "eager-compiled": "the same, network compiled",
+    "eager-bfloat16": "the same, network compiled and in bfloat16",
     "ddrm": "DDRM",
     "diffpir": "DiffPIR",
     "pigdm": "PiGDM",
@@ -55,10 +60,12 @@ METHODS = {
     "deepinv-dps": "deepinv's DPS",
     "deepinv-average": "deepinv's DiffusionSampler, mean of DDRM samples",
 }
-OURS = ("rmp", "rmp-compiled", "rmp-untuned", "rmp-untuned-compiled")
+OURS = tuple(name for name in METHODS if name.startswith("rmp"))
+EAGER = tuple(name for name in METHODS if name.startswith("eager"))
 BACKWARD = ("pigdm", "dps", "deepinv-dps")
 AVERAGES = ("average", "deepinv-average")
-COMPILED = ("rmp-compiled", "rmp-untuned-compiled", "eager-compiled")
+BFLOAT16 = tuple(name for name in METHODS if name.endswith("-bfloat16"))
+COMPILED = (*(name for name in METHODS if name.endswith("-compiled")), *BFLOAT16)
 SAMPLES = 16
 RELAXATION = 1.4  # of the untuned chain
 
@@ -124,7 +131,7 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
 def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
     if name in OURS:
         return [_rmp(problem, name, budget)]
-    if name in ("eager", "eager-compiled"):
+    if name in EAGER:
         return [_eager(problem, name, budget)]
     if name.startswith("deepinv-"):
         return [deepinv_arms.arm(problem, name, budget, SAMPLES)]
@@ -145,35 +152,58 @@ def untuned(evaluations: int) -> dict[str, Any]:
     return presets.untuned(evaluations) | {"relaxation": RELAXATION}
 
 
-def compiled(problem: Problem) -> Prior:
-    """The problem's prior with its network compiled as a plan compiles it, so that both run the same."""
-    return _surely_compiled(engine.prepare(
-        problem.prior, [problem.shape], compile=True, precision="float32", channels_last=None, gradients=False,
-        backend="torch", device=problem.truth.device, dtype=problem.truth.dtype,
+def network_options(name: str) -> dict[str, Any]:
+    """How a method of ours, or the eager one, runs the network: options of a plan."""
+    return {"compile": name in COMPILED, "precision": "bfloat16" if name in BFLOAT16 else "float32"}
+
+
+def compiled(problem: Problem, name: str) -> Prior:
+    """The problem's prior with its network compiled as a plan of the method compiles it, so that both run the same."""
+    return _surely(name, engine.prepare(
+        problem.prior, [problem.shape], **network_options(name), channels_last=None, gradients=False, backend="torch",
+        device=problem.truth.device, dtype=problem.truth.dtype,
     ))  # fmt: skip
 
 
-def _surely_compiled(prior: Prior) -> Prior:
-    """``prior``, or CheckError where its network runs eagerly after all: its row would tell another's time."""
-    if not engine.stats_of(prior).get("compiled"):
+def _surely(name: str, prior: Prior) -> Prior:
+    """``prior``, or CheckError where its network runs otherwise than the name says: its row would tell another's time.
+
+    Plans go back to float32 where bfloat16 changes an estimate too much.
+    """
+    stats = engine.stats_of(prior)
+    if name in COMPILED and not stats.get("compiled"):
         raise CheckError("the network could not be compiled")
+    if name in BFLOAT16 and not stats.get("bfloat16"):
+        raise CheckError("the network does not run in bfloat16")
     return prior
+
+
+def _tolerance(problem: Problem, name: str, evaluations: int) -> float:
+    """Of the problem; in bfloat16 what plans allow it."""
+    if name in BFLOAT16:
+        return float(2 * 10 ** (-engine.LEAST_PSNR / 20))
+    return problem.tolerance(evaluations)
 
 
 def _rmp(problem: Problem, name: str, budget: int) -> Arm:
     preset = not name.startswith("rmp-untuned")
     options = presets.for_task(problem.task, problem.prior, budget) if preset else untuned(budget)
     evaluations = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
-    tolerance = problem.tolerance(evaluations)
+    tolerance = _tolerance(problem, name, evaluations)
 
     def plan(**more: Any) -> Plan:
         return Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options, **more)
 
     def make() -> Callable[[], Result]:
-        made = plan(compile=name in COMPILED)
-        if name in COMPILED:
-            _surely_compiled(made.network)
-        return lambda: _result(made.execute(problem.y, seeds=problem.seeds))
+        made = plan(**network_options(name))
+        _surely(name, made.network)
+
+        def call() -> Result:
+            result = _result(made.execute(problem.y, seeds=problem.seeds))
+            _surely(name, made.network)
+            return result
+
+        return call
 
     def check(result: Result) -> str:
         plain = plan(backend="torch").execute(problem.y, seeds=problem.seeds)
@@ -238,7 +268,7 @@ def plan_normals(problem: Problem) -> Draw:
 def _eager(problem: Problem, name: str, budget: int) -> Arm:
     options = untuned(budget)
     evaluations = options["inner_steps"] * options["schedule"].steps
-    tolerance = problem.tolerance(evaluations)
+    tolerance = _tolerance(problem, name, evaluations)
     chain = eager_chain(problem, budget)
 
     def run(prior: Prior, draw: Draw) -> Result:
@@ -246,22 +276,25 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
         mean = chain(timed.denoise, draw)
         return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
 
+    def draw() -> Draw:
+        generator = torch.Generator().manual_seed(0)
+        return lambda look: torch.randn(problem.shape, generator=generator)
+
     def make() -> Callable[[], Result]:
-        prior = compiled(problem) if name in COMPILED else problem.prior
-
-        def call() -> Result:
-            generator = torch.Generator().manual_seed(0)
-            return run(prior, lambda look: torch.randn(problem.shape, generator=generator))
-
-        return call
+        prior = compiled(problem, name) if name in COMPILED else problem.prior
+        return lambda: run(prior, draw())
 
     def check(result: Result) -> str:
         ours = Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options)
         mean = ours.execute(problem.y, seeds=problem.seeds).mean
-        return _equal(
-            run(problem.prior, plan_normals(problem)), mean, tolerance, "rmp_fast's chain on the same random numbers",
-            evaluations,
+        told = _equal(
+            run(problem.prior, plan_normals(problem)), mean, problem.tolerance(evaluations),
+            "rmp_fast's chain on the same random numbers", evaluations,
         )  # fmt: skip
+        if name not in COMPILED:
+            return told
+        plain = run(problem.prior, draw()).mean
+        return f"{told}; {_equal(result, plain, tolerance, 'itself with the eager network', evaluations)}"
 
     compiles = name in COMPILED
     return Arm(name, f"{name}-{evaluations}", "untuned", evaluations, make, check, tolerance, compiles=compiles)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import pathlib
 import subprocess
 import tomllib
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import _json
 from ..images import write_atomically
 from .harness import Measured, band
 from .problem import quality
@@ -172,8 +174,7 @@ class Results:
             "extras": self.extras,
             "rows": [dataclasses.asdict(r) for r in self.rows.values()],
         }
-        text = json.dumps(document, indent=1, ensure_ascii=False, default=str)
-        write_atomically(self.folder / "bench.json", (text + "\n").encode())
+        _json.write(self.folder / "bench.json", document)
         stream = io.StringIO()
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
@@ -192,12 +193,17 @@ class Results:
             document = json.loads(path.read_text())
             if document["schema"] != SCHEMA:
                 raise ValueError(f"{path} has schema {document['schema']}, not {SCHEMA}")
-            rows = [Row(**entry) for entry in document["rows"]]
+            rows = [Row(**{**entry, "psnr": _number(entry["psnr"])}) for entry in document["rows"]]
             names = ("command", "settings", "environment", "left_out", "extras", "finished")
             rest = {name: document[name] for name in names}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as cause:
             raise ValueError(f"{path} cannot be read as the result of rmp-fast bench: {cause}") from cause
         return cls(folder=folder, rows={r.key: r for r in rows}, **rest)
+
+
+def _number(psnr: float | None) -> float:
+    """What null in the file stands for: the PSNR of a flawless image."""
+    return math.inf if psnr is None else psnr
 
 
 def commit() -> str | None:

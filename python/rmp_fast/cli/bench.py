@@ -326,7 +326,7 @@ def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> No
         error = float((one.result.mean[0] - given.truth[0]).square().mean())
         if one.arm.method not in best or error < best[one.arm.method][0]:
             best[one.arm.method] = error, one
-    same = ("rmp-compiled", "rmp-untuned-compiled", "eager", "eager-compiled")
+    same = (*methods.COMPILED, *methods.EAGER)
     shown = [one for name, (_, one) in best.items() if name not in same][: MOST_TILES - 2]
     tiles = [("measurement", "", _unit(_visible(given)))]
     for one in shown:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import images, operators, presets, priors
+from .. import _json, images, operators, presets, priors
 from ..plan import Plan
 from ..spread import Calibration, calibration
 from . import degrade, panel, record
@@ -153,7 +153,7 @@ def _write_table(
         "all": dataclasses.asdict(together),
         "images": {name: dataclasses.asdict(one) for name, one in each.items()},
     }
-    record.write(options.out / "calibrate.json", document)
+    _json.write(options.out / "calibrate.json", document)
 
 
 def _table(rows: dict[str, Calibration]) -> str:

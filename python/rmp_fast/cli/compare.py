@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import baselines, images, metrics, presets, priors
+from .. import _json, baselines, images, metrics, presets, priors
 from ..operators import Operator
 from ..plan import Estimate, Plan
 from . import degrade, panel, record
@@ -251,7 +251,7 @@ def _write_tables(comparison: Comparison, rows: Sequence[Row], options: argparse
         "means": _means(rows),
         "rows": [row.entry() for row in rows],
     }
-    record.write(options.out / "compare.json", document)
+    _json.write(options.out / "compare.json", document)
 
 
 def _means(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 from typing import Any
 
 import torch
 
-from .. import images, presets, priors
+from .. import _json, images, presets, priors
 from ..bench import figures
 from ..bench.latency import histogram, overhead, percentiles, repeated
 from ..plan import Plan
@@ -66,8 +65,7 @@ def run(options: argparse.Namespace) -> int:
         print(_text(found[-1]))
         if options.out is not None:
             document = {"environment": environment, "settings": settings.options, "batches": found}
-            data = json.dumps(document, indent=1, default=str) + "\n"
-            images.write_atomically(options.out / "latency.json", data.encode())
+            _json.write(options.out / "latency.json", document)
     if options.out is not None:
         missing = figures.missing()
         if missing is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from .. import images, presets, priors
+from .. import _json, images, presets, priors
 from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
@@ -55,10 +54,9 @@ def run(options: argparse.Namespace) -> int:
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     report = {"task": options.task, **report, "environment": record.environment()}
-    text = json.dumps(report, indent=2, ensure_ascii=False)
     if out is not None:
-        images.write_atomically(out / "profile.json", (text + "\n").encode())
-    print(text if options.json else render(report))
+        _json.write(out / "profile.json", report)
+    print(_json.dumps(report) if options.json else render(report))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .. import images
+from .. import _json, images
 from . import record
 from .arrays import ArrayFile, read_array
 from .inputs import ARRAYS, PICTURES, check_outputs, collect_inputs, make_output_folder, output_names
@@ -240,7 +240,7 @@ def _write(
         data = render(outcome.measurement, outcome.scored, outcome.truth, title, outcome.captions)
         images.write_atomically(panel, data)
         entry["panel"] = {"file": panel.name, "sha256": record.digest(data)}
-    record.write(sidecar, entry)
+    _json.write(sidecar, entry)
 
 
 def _summary(outcome: Outcome) -> str:

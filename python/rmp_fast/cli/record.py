@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-import math
 import os
 import pathlib
 import platform
@@ -15,20 +14,16 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from ..images import write_atomically
-
 __all__ = [
     "SCHEMA",
     "command",
     "digest",
-    "encode",
     "environment",
     "is_finished",
     "now",
     "settings_hash",
     "version",
     "weights_digest",
-    "write",
 ]
 
 SCHEMA = 1
@@ -115,24 +110,6 @@ def command(inputs: Iterable[pathlib.Path], decided: dict[str, Any]) -> str:
 def version() -> str:
     """The installed version of rmp_fast."""
     return importlib.metadata.version("rmp_fast")
-
-
-def write(file: pathlib.Path, entry: dict[str, Any]) -> None:
-    """Write a record. A sidecar must come after its pictures, because it says that they are complete."""
-    write_atomically(file, encode(entry))
-
-
-def encode(entry: dict[str, Any]) -> bytes:
-    """The bytes of a sidecar or another record, null for numbers that are not finite, for which JSON has no words."""
-    return (json.dumps(_finite(entry), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def now() -> str:

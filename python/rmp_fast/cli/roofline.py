@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from .. import _json
 from ..bench import kernels, roofline
 from ..bench.devices import DEVICES
-from ..images import write_atomically
 from .tasks import choice
 from .usage import UsageError
 
@@ -47,10 +46,9 @@ def run(options: argparse.Namespace) -> int:
             report = roofline.predict(options.device, names, options.images, options.side)
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    text = json.dumps(report, indent=2)
     if options.out is not None:
-        write_atomically(options.out, (text + "\n").encode())
-    print(text if options.json else render(report))
+        _json.write(options.out, report)
+    print(_json.dumps(report) if options.json else render(report))
     return 1 if report.get("refused") else 0
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import images, schedules, tuning
+from .. import _json, images, schedules, tuning
 from ..priors import Prior
 from ..schedules import Looks
 from . import degrade
@@ -117,8 +117,7 @@ def run(options: argparse.Namespace) -> int:
         "gain_db": gain,
     }
     presets.setdefault(options.task, {})[str(options.evaluations)] = entry
-    text = json.dumps(presets, indent=1, ensure_ascii=False) + "\n"
-    images.write_atomically(options.out, text.encode())
+    _json.write(options.out, presets)
     session.say(f"written: {options.out}")
     return 0
 
