@@ -21,10 +21,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_presets import LOOKS
 
 from rmp_fast import images
 from rmp_fast.cli import main
 from rmp_fast.cli.usage import UsageError
+from rmp_fast.priors.network import _FOLDER
 
 pyarrow = pytest.importorskip("pyarrow", reason="rmp-fast batch keeps its manifest with pyarrow: pip install .[ray]")
 pytest.importorskip("ray", reason="rmp-fast batch runs on Ray: pip install .[ray]")
@@ -590,6 +592,19 @@ def test_bad_options_are_refused_before_work(
     assert message in str(refused.value)
     assert not out.names()
     assert not fed
+
+
+def test_workers_elsewhere_find_weights_and_presets(
+    source: Memory, out: Memory, fed: list[list[str]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.safetensors").write_bytes((_FOLDER / "fashion.safetensors").read_bytes())
+    (tmp_path / "tuned.json").write_text(json.dumps({"denoise": {"2": {"looks": LOOKS, "start": "zero"}}}))
+    source.pictures(1)
+    monkeypatch.chdir(tmp_path)
+    assert go(source, out, prior="mine.safetensors", presets="tuned.json").restored == 1
+    settings = out.record("0.png")["settings"]
+    assert settings["prior"] == str(tmp_path / "mine.safetensors")
+    assert settings["looks"] == LOOKS
 
 
 def test_unreadable_images_alone_are_refused_and_unknown_options_named(source: Memory, out: Memory) -> None:

@@ -10,6 +10,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from test_presets import LOOKS
 
 from rmp_fast import images
 from rmp_fast.cli import main
@@ -18,11 +19,11 @@ from rmp_fast.priors.guided import GuidedConfig, GuidedUNet
 from rmp_fast.priors.network import _FOLDER
 
 
-def restore(folder: pathlib.Path, prior: object, out: str = "out") -> int:
+def restore(folder: pathlib.Path, prior: object, out: str = "out", *more: str) -> int:
     file = folder / "grey.png"
     images.write(file, np.random.default_rng(0).random((1, 16, 16)), 8, "png")
     options = ["--operator=denoise", "--simulate", "--evaluations=2", "--noise-std=0.05", "--no-panel"]
-    return main(["reconstruct", str(file), *options, f"--prior={prior}", f"--out={folder / out}"])
+    return main(["reconstruct", str(file), *options, f"--prior={prior}", f"--out={folder / out}", *more])
 
 
 def test_a_training_file_restores_as_the_bundled_prior_of_the_same_weights(tmp_path: pathlib.Path) -> None:
@@ -75,3 +76,45 @@ def test_what_cannot_be_opened_is_named(tmp_path: pathlib.Path, capsys: pytest.C
     assert restore(tmp_path, tmp_path) == 2
     assert "it has no configuration of that kind" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_tuned_decides_the_chain_and_is_recorded(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"denoise": {"2": {"looks": LOOKS, "start": "zero"}}}))
+    assert restore(tmp_path, "fashion", "tuned", f"--presets={tuned}") == 0
+    entry = json.loads((tmp_path / "tuned" / "grey.json").read_text())
+    assert entry["settings"]["looks"] == LOOKS
+    first = (tmp_path / "tuned" / "grey.png").read_bytes()
+    assert main(shlex.split(entry["command"])[1:]) == 0
+    assert (tmp_path / "tuned" / "grey.png").read_bytes() == first
+    assert restore(tmp_path, "fashion", "plain") == 0
+    assert (tmp_path / "plain" / "grey.png").read_bytes() != first
+    capsys.readouterr()
+    for more, message in (
+        (["--guidance=dps"], "`--presets` decides the whole chain; it excludes `--guidance`"),
+        (
+            ["--evaluations=1"],
+            f"`--presets` {tuned} has nothing for denoise with at most 1 evaluations; it has",
+        ),
+        ([f"--presets={tmp_path}"], f"`--presets` {tmp_path} cannot be read as presets"),
+    ):
+        assert restore(tmp_path, "fashion", "refused", f"--presets={tuned}", *more) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "calibrate"])
+def test_other_commands_take_what_was_tuned(command: str, tmp_path: pathlib.Path) -> None:
+    images.write(tmp_path / "grey.png", np.random.default_rng(0).random((1, 16, 16)), 8, "png")
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"denoise": {"2": {"looks": LOOKS, "start": "zero"}}}))
+    out = tmp_path / "out"
+    methods = ["--methods=rmp"] if command == "compare" else ["--looks=1"]
+    options = ["--task=denoise", f"--images={tmp_path / 'grey.png'}", "--prior=fashion", "--noise-std=0.05", *methods]
+    assert main([command, *options, f"--out={out}", f"--presets={tuned}"]) == 0
+    written = json.loads((out / f"{command}.json").read_text())
+    assert written["settings"]["presets"] == str(tuned)
+    if command == "compare":
+        assert [row["evaluations"] for row in written["rows"] if row["method"] == "rmp"] == [2]

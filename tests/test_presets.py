@@ -1,5 +1,9 @@
 """Presets: what they promise to whoever does not want to tune."""
 
+import json
+import pathlib
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,3 +55,41 @@ def test_the_papers_settings(preset: str, evaluations: int) -> None:
 def test_refusals(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         rmp.presets.for_task(*arguments)
+
+
+LOOKS = {"level": [2.0, 0.5], "noise": [0.1, 0.0], "weight": [1.0, 1.0], "momentum": [0.0, 0.0], "variance": [0.3, 0.1]}
+
+
+def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({"sr4": {"2": {"looks": LOOKS, "start": "smooth"}}}))
+    table = rmp.presets.read(file)
+    found = rmp.presets.for_task("sr4", "photo", 20, table)
+    assert found["start"] == "smooth"
+    assert {name: getattr(found["looks"], name).tolist() for name in LOOKS} == {
+        name: pytest.approx(column) for name, column in LOOKS.items()
+    }
+    assert rmp.presets.for_operator("sr4", "photo", 3, table)["start"] == "smooth"
+    assert "looks" not in rmp.presets.for_task("sr4", "photo", 1, table)
+    assert "looks" not in rmp.presets.for_task("denoise", "photo", 20, table)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as presets"),
+        ("[1]", "must hold presets: a JSON object of tasks"),
+        ({"sr5": {}}, "must be one of .* did you mean 'sr4'"),
+        ({"sr4": {"2": {"start": "zero"}}}, "the preset of sr4 with 2 evaluations is damaged: 'looks'"),
+        ({"sr4": {"2": {"looks": LOOKS, "start": "cold"}}}, "`start` must be one of 'zero', 'smooth', got 'cold'"),
+        ({"sr4": {"3": {"looks": LOOKS, "start": "zero"}}}, "with 3 evaluations is damaged: it has 2 looks"),
+        ({"sr4": {"2": {"looks": {**LOOKS, "noise": [-1, 0]}, "start": "zero"}}}, "`noise` must not be negative"),
+    ],
+)
+def test_what_is_no_file_of_presets_is_refused(tmp_path: pathlib.Path, content: Any, message: str) -> None:
+    file = tmp_path / "tuned.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        rmp.presets.read(file)
+    with pytest.raises(ValueError, match=r"none\.json cannot be read as presets"):
+        rmp.presets.read(tmp_path / "none.json")

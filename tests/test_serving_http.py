@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_requests import Wrong, grey, npy, png, wrong_requests
+from test_presets import LOOKS
 
 import rmp_fast as rmp
 from rmp_fast import images
+from rmp_fast.priors.network import _FOLDER
 from rmp_fast.serving import Config, Service, Warm
 
 httpx = pytest.importorskip("httpx", reason="it speaks to the service")
@@ -394,6 +397,32 @@ def test_warm_plans_are_there_before_the_first_request_and_an_end_is_orderly() -
     assert "the worker thread has ended" in refusal(
         talk(service, lambda client: client.get("/healthz")), 503, "unhealthy"
     )
+
+
+def test_a_prior_of_ones_own_with_what_was_tuned_for_it(tmp_path: Any) -> None:
+    """The same weights under two names: one takes the bundled presets, one the file's."""
+    weights, tuned = tmp_path / "mine.safetensors", tmp_path / "tuned.json"
+    weights.write_bytes((_FOLDER / "fashion.safetensors").read_bytes())
+    tuned.write_text(json.dumps({"sr4": {"2": {"looks": LOOKS, "start": "zero"}}}))
+    config = Config(
+        priors=("fashion", "clothes"), weights={"clothes": str(weights)}, presets={"clothes": str(tuned)},
+        evaluations=(2,), warm=(Warm("sr4", (1, 32, 32), "clothes"),), batch=1,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    service = Service(config)
+    y, means = grey(), {}
+    for prior in config.priors:
+        job = service.parse(GOOD | {"prior": prior}, {"image": npy(y)})
+        means[prior] = service.submit(job).outcome.result(60).mean
+    plan = rmp.Plan(
+        rmp.operators.SuperResolution(4), rmp.priors.load("fashion"), (1, 1, 32, 32), 0.05, data_range=(0.0, 1.0),
+        **rmp.presets.for_task("sr4", "fashion", 2, rmp.presets.read(tuned)),
+    )  # fmt: skip
+    direct = plan.execute(torch.from_numpy(y)[None], seeds=torch.tensor([7]))
+    assert np.array_equal(means["clothes"], direct.mean[0].numpy())
+    assert not np.array_equal(means["fashion"], means["clothes"])
+    assert service.close(30)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

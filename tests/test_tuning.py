@@ -281,8 +281,8 @@ def test_command_refuses(
     [
         ([1], "must hold presets: a JSON object of tasks"),
         ({"denoise": {}}, "has no preset for sr4"),
-        ({"sr4": {"20": {"looks": {"level": [1.0]}}}}, "the preset for sr4 is damaged"),
-        ({"sr4": {"many": {}}}, "the preset for sr4 is damaged"),
+        ({"sr4": {"20": {"looks": {"level": [1.0]}}}}, "the preset of sr4 with 20 evaluations is damaged"),
+        ({"sr4": {"many": {}}}, "the preset of sr4 with many evaluations is damaged"),
     ],
 )
 def test_command_refuses_damaged_presets(

@@ -28,6 +28,7 @@ from ..cli import record
 from ..cli.reconstruct import default_batch
 from ..cli.tasks import FILES, TASKS, choice, resolve
 from ..cli.usage import UsageError, check_numbers
+from ..priors import BUNDLED
 from . import cluster
 from .inputs import Image, collect
 from .manifest import MANIFEST, Records, Row, SupersededError, claim, fingerprint
@@ -40,6 +41,7 @@ __all__ = ["Summary", "restore", "run"]
 
 T = TypeVar("T")
 
+PATHS = (*FILES, "presets")  # options that name files
 SECONDS_BETWEEN_MANIFESTS = 60.0
 SAMPLE = 256  # images that are looked at for the settings of the run,
 CANDIDATES = 16  # and how many different ones of them are tried
@@ -117,7 +119,7 @@ def options_of(values: Mapping[str, Any]) -> argparse.Namespace:
             check_choice("option", name, sorted(vars(given).keys() - {"command"}))
         except ValueError as error:
             raise TypeError(str(error)) from error
-        if name in FILES and value is not None:
+        if name in PATHS and value is not None:
             value = pathlib.Path(value)
         elif isinstance(getattr(given, name), str):
             value = "none" if value is None else str(value)  # as the command line has it: --tile 256, --tile none
@@ -261,9 +263,11 @@ def _absolute(options: argparse.Namespace, output: Store, threads: int) -> argpa
     options.input = Store(options.input, "--input").absolute
     options.output = output.absolute
     options.threads = threads
-    for key in FILES:
+    for key in PATHS:
         if getattr(options, key) is not None:
             setattr(options, key, getattr(options, key).resolve())
+    if options.prior not in BUNDLED and pathlib.Path(options.prior).exists():
+        options.prior = str(pathlib.Path(options.prior).resolve())
     return options
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _json, images, operators, presets, priors
+from .. import _json, images, operators, priors
 from ..plan import Plan
 from ..spread import Calibration, calibration
 from . import degrade, panel, record
 from .inputs import make_output_folder
 from .pictures import Picture, batches, prior_and_files, read_pictures
+from .prior import preset
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve(options)
     check_numbers(options, ("evaluations", "looks", "batch_size", "threads"))
     prior, files = prior_and_files(options)
-    chain = presets.for_operator(settings.name, prior, options.evaluations)
+    chain = preset(options.presets, settings.name, prior, options.evaluations)
     pictures, failures = read_pictures(files, _complain)
     runs = batches(pictures, options.batch_size)
     for batch in runs:
@@ -147,7 +148,7 @@ def _write_table(
         "settings": {
             "task": settings.name,
             "operator_options": settings.deciding,
-            **{key: getattr(options, key) for key in ("prior", "noise_std", "seed", "evaluations", "looks")},
+            **{key: getattr(options, key) for key in ("prior", "presets", "noise_std", "seed", "evaluations", "looks")},
         },
         "environment": record.environment(),
         "all": dataclasses.asdict(together),

@@ -19,7 +19,7 @@ from ..reconstruction import automatic_tile
 from ..tiling import Tiled, check_sizes
 from . import degrade, record
 from .arrays import ArrayFile
-from .prior import open_prior
+from .prior import open_prior, preset
 from .tasks import TASKS, Settings, choice, derive_seed
 from .usage import UsageError
 
@@ -117,7 +117,11 @@ class Chain:
         self._prior = (prior or open_prior(options.prior)).to(device)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
-        tuned = presets.for_operator(task.name, self._prior, options.evaluations)
+        tuned = preset(options.presets, task.name, self._prior, options.evaluations)
+        if given and options.presets is not None:
+            raise UsageError(
+                f"`--presets` decides the whole chain; it excludes `--{next(iter(given)).replace('_', '-')}`"
+            )
         if not given and "looks" in tuned:
             self._plan_options = tuned
             self._evaluations = len(tuned["looks"])
@@ -261,6 +265,7 @@ class Chain:
             "prior": options.prior if options.prior in BUNDLED else pathlib.Path(options.prior),
             "noise_std": options.noise_std,
             "out": options.out,
+            "presets": options.presets,
             "evaluations": options.evaluations,
             # A preset is asked for by giving none of these.
             **{name: None if "looks" in self._chain else self._chain[name] for name in DEFAULTS},

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import _json, baselines, images, metrics, presets, priors
+from .. import _json, baselines, images, metrics, priors
 from ..operators import Operator
 from ..plan import Estimate, Plan
 from . import degrade, panel, record
 from .chain import from_starts
 from .inputs import make_output_folder
 from .pictures import Picture, batches, prior_and_files, read_pictures
+from .prior import preset
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
 from .usage import UsageError, check_numbers
 
@@ -105,7 +106,7 @@ class Comparison:
                 raise UsageError(f"`--methods` {name}: {error}") from error
             self.methods[name], self.evaluations[name] = method, method.evaluations
         if RMP in self.methods:
-            self.chain = presets.for_operator(settings.name, prior, self.evaluations[RMP])
+            self.chain = preset(options.presets, settings.name, prior, self.evaluations[RMP])
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Refuse, before any work, images (C, H, W) that the task, the prior or a method cannot take."""
@@ -242,6 +243,7 @@ def _write_tables(comparison: Comparison, rows: Sequence[Row], options: argparse
             "task": settings.name,
             "operator_options": settings.deciding,
             "prior": options.prior,
+            "presets": options.presets,
             "noise_std": options.noise_std,
             "seed": options.seed,
             "samples": options.samples,

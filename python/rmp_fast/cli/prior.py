@@ -1,14 +1,15 @@
-"""What ``--prior`` names: a bundled prior, a weights file or a folder of diffusers."""
+"""What ``--prior`` names: a bundled prior, a weights file or a folder of diffusers; and the presets for it."""
 
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
-from .. import priors
+from .. import presets, priors
 from .tasks import choice
 from .usage import UsageError
 
-__all__ = ["open_prior"]
+__all__ = ["open_prior", "preset"]
 
 
 def open_prior(named: str) -> priors.NetworkPrior:
@@ -23,3 +24,23 @@ def open_prior(named: str) -> priors.NetworkPrior:
         return priors.open(named)
     except (ImportError, OSError, TypeError, ValueError) as cause:
         raise UsageError(f"`--prior` {named}: {cause}") from cause
+
+
+def preset(named: pathlib.Path | None, task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
+    """:func:`rmp_fast.presets.for_operator`, from the file that ``--presets`` names if it does.
+
+    Raises:
+        UsageError: no such file, no file of presets, or nothing in it for the task and so many evaluations.
+    """
+    if named is None:
+        return presets.for_operator(task, prior, evaluations)
+    try:
+        table = presets.read(named)
+    except ValueError as cause:
+        raise UsageError(f"`--presets` {cause}") from cause
+    if not any(int(budget) <= evaluations for budget in table.get(task, {})):
+        held = ", ".join(f"{name} with {' and '.join(budgets)}" for name, budgets in table.items()) or "nothing"
+        raise UsageError(
+            f"`--presets` {named} has nothing for {task} with at most {evaluations} evaluations; it has {held}"
+        )
+    return presets.for_task(task, prior, evaluations, table)

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 
+from .prior import open_prior
 from .tasks import choice
 from .usage import UsageError
 
@@ -42,10 +43,13 @@ def run(options: argparse.Namespace) -> int:
     _check_free(options.host, options.port)
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
     names = ("batch", "queue", "max_bytes", "max_pixels", "deadline", "longest_deadline", "backend", "device")
+    weights, presets = _by_name("--prior", options.prior), _by_name("--presets", options.presets)
     try:
-        priors = tuple(options.prior)
+        priors = tuple(text.partition("=")[0] for text in options.prior)
         config = Config(
             priors=priors,
+            weights=weights,
+            presets=presets,
             evaluations=tuple(options.evaluations),
             warm=tuple(parse_warm(text, priors) for text in options.warm),
             threads=threads,
@@ -53,6 +57,9 @@ def run(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+    for path in weights.values():
+        open_prior(path)
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -69,6 +76,21 @@ def run(options: argparse.Namespace) -> int:
         print(f"rmp-fast serve: error: {error}", file=sys.stderr)
         return 1
     return 0 if done else 1
+
+
+def _by_name(flag: str, texts: list[str]) -> dict[str, str]:
+    """The paths of NAME=PATH; a prior without = is a name alone."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator and flag == "--prior" and not os.path.exists(text):
+            continue
+        if not (name and path):
+            raise UsageError(f"`{flag}` must name what it gives, as in faces={path or text}, got {text!r}")
+        if name in found:
+            raise UsageError(f"`{flag}` gives {name!r} twice: {found[name]} and {path}")
+        found[name] = os.path.abspath(path)
+    return found
 
 
 def _check_device(device: str, replicas: int) -> None:

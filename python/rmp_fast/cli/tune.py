@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import pathlib
 import shlex
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import _json, images, schedules, tuning
+from .. import _json, images, presets, schedules, tuning
 from ..priors import Prior
 from ..schedules import Looks
 from . import degrade
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.noise_std < math.inf:
         raise UsageError(f"`--noise-std` must be a number >= 0, got {options.noise_std}")
     settings = resolve(argparse.Namespace(**vars(options), operator=options.task, simulate=True))
-    presets = _read_presets(options)
+    kept = _read_presets(options)
     first = _initial(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -116,8 +115,8 @@ def run(options: argparse.Namespace) -> int:
         "command": _command(options),
         "gain_db": gain,
     }
-    presets.setdefault(options.task, {})[str(options.evaluations)] = entry
-    _json.write(options.out, presets)
+    kept.setdefault(options.task, {})[str(options.evaluations)] = entry
+    _json.write(options.out, kept)
     session.say(f"written: {options.out}")
     return 0
 
@@ -282,22 +281,19 @@ def _read_presets(options: argparse.Namespace) -> Presets:
         if not options.force:
             raise UsageError(f"`--out` {out} exists: add --append to keep its other presets, or --force to replace it")
         return {}
-    presets = _parse("--out", out)
-    if str(options.evaluations) in presets.get(options.task, {}) and not options.force:
+    kept = _parse("--out", out)
+    if str(options.evaluations) in kept.get(options.task, {}) and not options.force:
         raise UsageError(
             f"`--out` {out} has {options.task} with {options.evaluations} evaluations: add --force to replace it"
         )
-    return presets
+    return kept
 
 
 def _parse(flag: str, path: pathlib.Path) -> Presets:
     try:
-        presets = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"`{flag}` {path} cannot be read as presets: {error}") from error
-    if not isinstance(presets, dict) or not all(isinstance(value, dict) for value in presets.values()):
-        raise UsageError(f"`{flag}` {path} must hold presets: a JSON object of tasks, each an object of evaluations")
-    return presets
+        return presets.read(path)
+    except ValueError as cause:
+        raise UsageError(f"`{flag}` {cause}") from cause
 
 
 def _initial(options: argparse.Namespace) -> Looks | None:

@@ -1,21 +1,23 @@
 """Settings that need no tuning by hand: the paper's own, and tuned ones for the bundled priors.
 
 The tables, one JSON file per prior, were made by ``rmp-fast tune``; each names the command and the images it was tuned
-on, and what it gained on others.
+on, and what it gained on others. :func:`read` takes the file that it wrote for a prior of your own.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from .. import schedules
 from .._checks import check_choice, check_count
 from ..priors import Prior
 
-__all__ = ["TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "tables", "untuned"]
+__all__ = ["TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "untuned"]
 
 #: The tasks by name; the last ones are nonlinear or complex.
 TASKS = (
@@ -47,6 +49,9 @@ def paper_vp() -> dict[str, Any]:
     return {"schedule": schedules.vp(400), "inner_steps": 1, "step_size": 1.0, "noise": "drawn", "covariance": "fixed"}
 
 
+Tables = Mapping[str, Mapping[str, Any]]
+
+
 @functools.cache
 def tables(prior: str) -> dict[str, dict[str, Any]]:
     """What was tuned for a prior: task -> evaluations -> settings and their origin; empty for an unknown prior."""
@@ -57,7 +62,38 @@ def tables(prior: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What ``rmp-fast tune --out`` wrote: task -> evaluations -> settings and their origin.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else, with the place.
+    """
+    try:
+        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise ValueError(f"{path} cannot be read as presets: {cause}") from cause
+    if not isinstance(found, dict) or not all(isinstance(budgets, dict) for budgets in found.values()):
+        raise ValueError(f"{path} must hold presets: a JSON object of tasks, each an object of evaluations")
+    for task, budgets in found.items():
+        check_choice(f"task in {path}", task, TASKS)
+        for budget, entry in budgets.items():
+            try:
+                looks = len(_settings(entry)["looks"])
+                if looks != int(budget):
+                    raise ValueError(f"it has {looks} looks")
+            except (KeyError, TypeError, ValueError) as cause:
+                raise ValueError(
+                    f"{path}: the preset of {task} with {budget} evaluations is damaged: {cause}"
+                ) from cause
+    return found
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    check_choice("start", entry["start"], ("zero", "smooth"))
+    return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
+
+
+def for_task(task: str, prior: Prior | str, evaluations: int = 20, table: Tables | None = None) -> dict[str, Any]:
     """Keyword arguments of :class:`rmp_fast.Plan` for a task and a budget.
 
     For a bundled prior the table tuned for the largest budget that fits; where there is none, the untuned default:
@@ -69,6 +105,7 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
         task: one of :data:`TASKS`.
         prior: a prior, or the name of one.
         evaluations: network evaluations per item, at least 1; the settings never use more.
+        table: what :func:`read` returned, in place of the bundled one.
 
     Raises:
         ValueError: for an unknown task, with the nearest names, or a budget below 1.
@@ -79,21 +116,21 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20) -> dict[str, 
     if not isinstance(prior, Prior | str):
         raise TypeError(f"`prior` must be an rmp_fast prior or a name, got {type(prior).__name__}")
     name = prior if isinstance(prior, str) else prior.name
-    fitting = [budget for budget in map(int, tables(name).get(task, {})) if budget <= evaluations]
+    budgets = (tables(name) if table is None else table).get(task, {})
+    fitting = [budget for budget in map(int, budgets) if budget <= evaluations]
     if fitting:
-        entry = tables(name)[task][str(max(fitting))]
-        return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
+        return _settings(budgets[str(max(fitting))])
     if task == "phase_retrieval":
         return {"looks": schedules.annealed(evaluations), "start": "zero", "guidance": "gauss_newton"}
     return untuned(evaluations) | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
 
 
-def for_operator(name: str, prior: Prior | str, evaluations: int = 20) -> dict[str, Any]:
+def for_operator(name: str, prior: Prior | str, evaluations: int = 20, table: Tables | None = None) -> dict[str, Any]:
     """As :func:`for_task` for one of :data:`TASKS`; :func:`untuned` for a linear operator by any other name.
 
     Such an operator has a kernel, a mask or a strength of its own, and no table was tuned for that.
     """
-    return for_task(name, prior, evaluations) if name in TASKS else untuned(evaluations)
+    return for_task(name, prior, evaluations, table) if name in TASKS else untuned(evaluations)
 
 
 def untuned(evaluations: int = 20) -> dict[str, Any]:

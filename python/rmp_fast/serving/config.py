@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from .. import presets
 from .._checks import check_choice, check_count, check_positive
 from ..cli import tasks
 from ..cli.tasks import TASKS
@@ -46,7 +49,9 @@ class Config:
     """Priors, limits and resources of a service; each replica has its own queue and plans.
 
     Attributes:
-        priors: names of bundled priors; the first is the default of a request.
+        priors: names that requests may ask for; the first is the default.
+        weights: of those that are not bundled, what :func:`rmp_fast.priors.open` takes, by name.
+        presets: files that ``rmp-fast tune`` wrote, by the name of the prior that they are for.
         evaluations: budgets of network evaluations that a request may ask for; the first is its default.
         warm: plans made before the service is ready.
         batch: most items of one batch.
@@ -67,6 +72,8 @@ class Config:
     """
 
     priors: tuple[str, ...] = ("photo",)
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    presets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evaluations: tuple[int, ...] = (20, 40)
     warm: tuple[Warm, ...] = ()
     batch: int = 8
@@ -90,8 +97,19 @@ class Config:
         for name in ("priors", "evaluations"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` must not be empty: requests take the first one unless they say otherwise")
+        for name, path in self.weights.items():
+            if name in BUNDLED:
+                raise ValueError(f"`weights` {name}={path}: {name!r} is a bundled prior; give yours another name")
+            if not pathlib.Path(path).exists():
+                raise ValueError(f"`weights` {name}={path}: there is no such file or folder")
         for prior in self.priors:
-            check_choice("priors", prior, BUNDLED)
+            check_choice("priors", prior, (*BUNDLED, *self.weights))
+        for name, path in self.presets.items():
+            check_choice("presets", name, self.priors)
+            try:
+                presets.read(path)
+            except ValueError as cause:
+                raise ValueError(f"`presets` {name}: {cause}") from cause
         for count in self.evaluations:
             check_count("evaluations", count)
         counts = ("batch", "batch_pixels", "queue", "queue_pixels", "max_bytes", "upload_bytes", "max_pixels",

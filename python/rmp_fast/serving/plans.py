@@ -58,7 +58,8 @@ class Plans:
     def __init__(self, config: Config, priors: Mapping[str, Prior]) -> None:
         self._config, self._priors = config, priors
         self._plans: collections.OrderedDict[Hashable, Plan] = collections.OrderedDict()
-        self._weights = {name: record.weights_digest(name) for name in priors}
+        self._weights = {name: record.weights_digest(config.weights.get(name, name)) for name in priors}
+        self._presets = {name: presets.read(path) for name, path in config.presets.items()}
         self._version = record.version()
         self.hits = self.misses = 0
 
@@ -115,7 +116,8 @@ class Plans:
             prior, known = self._priors[job.prior], False
             plan = Plan(
                 op, prior, (batch, *job.shape), noise_std, backend=self._config.backend, device=self._config.device,
-                data_range=(0.0, 1.0), **presets.for_operator(job.task.name, prior, job.evaluations),
+                data_range=(0.0, 1.0),
+                **presets.for_operator(job.task.name, prior, job.evaluations, self._presets.get(job.prior)),
             )  # fmt: skip
         self.hits += known
         self.misses += not known

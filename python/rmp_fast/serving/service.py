@@ -43,6 +43,7 @@ class Service:
         config: see :class:`Config`. Its ``threads`` become those of torch in the whole process.
 
     Raises:
+        ImportError, OSError, TypeError, ValueError: weights that cannot be opened.
         ValueError: a backend that does not work here, or a plan to keep warm that cannot be made.
     """
 
@@ -51,7 +52,7 @@ class Service:
         torch.set_num_threads(config.threads)
         device = torch.device(config.device)
         backends.resolve(config.backend, device, torch.float32)
-        self.priors = {name: priors.load(name).to(device) for name in config.priors}
+        self.priors = {name: priors.open(config.weights.get(name, name)).to(device) for name in config.priors}
         self.metrics = Metrics(config.batch)
         self._plans = Plans(config, self.priors)
         for warm in config.warm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from .options import add_operator, add_problem
+from .options import add_operator, add_presets, add_problem
 
 __all__ = ["add"]
 
@@ -22,6 +22,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--task", metavar="NAME", help="how the images are degraded; see rmp-fast reconstruct --help")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, metavar="FILE", help="clean image files, or folders")
     add_problem(parser)
+    add_presets(parser)
     parser.add_argument("--evaluations", type=int, default=20, metavar="N", help="of the chain (20)")
     parser.add_argument("--looks", type=int, default=8, metavar="N", help="pairs of evaluations for the variance (8)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="every image derives its own from it (0)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-__all__ = ["add_chain", "add_network", "add_operator", "add_problem"]
+__all__ = ["add_chain", "add_network", "add_operator", "add_presets", "add_problem"]
 
 
 def add_problem(parser: argparse.ArgumentParser, out: bool = True) -> None:
@@ -21,6 +21,13 @@ def add_problem(parser: argparse.ArgumentParser, out: bool = True) -> None:
     )
     if out:
         parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the results, made if missing")
+
+
+def add_presets(group: argparse._ActionsContainer) -> None:
+    """What was tuned for a prior of the user's own."""
+    group.add_argument(
+        "--presets", type=pathlib.Path, metavar="FILE", help="what rmp-fast tune wrote (the bundled priors': built in)"
+    )
 
 
 def add_operator(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +69,7 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
     chain.add_argument(
         "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
     )
+    add_presets(chain)
     chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
     chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
     chain.add_argument("--guidance", metavar="NAME", help="likelihood score (gaussian)")

@@ -32,7 +32,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="to listen on (8000)")
     parser.add_argument(
-        "--prior", nargs="+", default=["photo"], metavar="NAME", help="photo, fashion; first = default (photo)"
+        "--prior",
+        nargs="+",
+        default=["photo"],
+        metavar="NAME[=PATH]",
+        help="photo, fashion, or a name for weights of your own: faces=ffhq.pt; first = default (photo)",
+    )
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="what rmp-fast tune wrote for a prior: faces=tuned.json",
     )
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=[20, 40], metavar="N", help="that requests may ask for (20 40)"
