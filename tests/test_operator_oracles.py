@@ -20,11 +20,14 @@ from rmp_fast.operators import (
     SuperResolution,
     as_kernel,
     box_mask,
+    cosine,
     get,
     motion_kernel,
     random_mask,
 )
+from rmp_fast.operators.forms import condition
 from rmp_fast.operators.resampling import bicubic_matrix
+from rmp_fast.operators.separable import Separable
 
 NUMPY_MODES = {"circular": "wrap", "reflect": "symmetric", "replicate": "edge"}
 SCIPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "nearest"}
@@ -192,3 +195,24 @@ def test_the_registry() -> None:
         "phase_retrieval", "nonlinear_blur", "linear_function", "function", "linearised",
     ]  # fmt: skip
     assert get("blur") is Blur
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 96, 128), (1, 1, 98, 100), (0, 1, 96, 96)], ids=str)
+def test_the_cosine_transform_by_fft_is_that_by_matrices(shape: tuple[int, ...]) -> None:
+    op, where = GaussianBlur(1.5), (torch.device("cpu"), torch.float64)
+    fast, dense = op.form(shape, *where), Separable.form(op, shape, *where)
+    d, y = (torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    coefficients = fast.analysis(d)
+    assert coefficients.shape != dense.analysis(d).shape
+    torch.testing.assert_close(fast.synthesis(coefficients), d, rtol=0, atol=1e-13)
+    assert fast.energy.sum() > 0
+    for noise_std in (0.01, 1.0):
+        found, expected = (condition(form, op, d, y, 0.3, noise_std) for form in (fast, dense))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("size", "fast"), [((96, 250), True), ((95, 96), False), ((96, 97 * 2), False), ((64, 96), False)]
+)
+def test_the_fft_is_taken_for_sizes_of_small_primes(size: tuple[int, int], fast: bool) -> None:
+    assert cosine.is_fast(*size) == fast

@@ -3,6 +3,8 @@
 // transposed on their way in and out. A strip is continued beyond its ends as the boundary says and convolved, out[i] =
 // sum_m weight[m] x[i + m]. The adjoint continues it by zeros, makes the longer result and folds its ends back to where
 // the boundary took them from.
+#include <type_traits>
+
 #include "kernels/cpu/parallel.h"
 #include "kernels/launchers.h"
 
@@ -12,6 +14,9 @@ namespace {
 
 constexpr std::int64_t kStrip = 2 * kLanes;
 constexpr int kGroup = 4;
+constexpr bool kPairs = kLanes == 16;  // fewer registers do not hold the samples of symmetric weights
+template <int kValue>
+using Turn = std::integral_constant<int, kValue>;
 static_assert(kStrip <= BlurParams::kWidestStrip, "scratch memory is measured by the widest strip");
 
 struct Axis {
@@ -81,9 +86,65 @@ RMP_INLINE void convolve_group(const float* x, const float* weights, std::int64_
   }
 }
 
+// The same for weights that read the same from both ends: samples at equal distance are added before they are
+// multiplied, which spares every other multiplication where additions have units of their own. At distance m result r
+// takes x[r - m] and x[r + m]; of these eight samples six were there at m - 1 already, so that in a ring of four each
+// the newest replaces the oldest.
+RMP_INLINE void convolve_symmetric(const float* x, const float* weights, std::int64_t radius, float* out) {
+  static_assert(kGroup == 4, "the rings turn once in four distances");
+  const float *centre = x + radius * kStrip, *weight = weights + radius;
+  Float sum[kGroup][2], before[kGroup][2], after[kGroup][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < kGroup; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      before[r][v] = after[r][v] = load(centre + r * kStrip + v * kLanes);
+      sum[r][v] = spread<Float>(weight[0]) * before[r][v];
+    }
+  }
+  const auto add = [&](std::int64_t m, auto turn) RMP_INLINE_LAMBDA {
+    constexpr int kTurn = decltype(turn)::value;
+    const Float each = spread<Float>(weight[m]);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      before[(kGroup - kTurn) % kGroup][v] = load(centre - m * kStrip + v * kLanes);
+      after[(kGroup - 1 + kTurn) % kGroup][v] = load(centre + (kGroup - 1 + m) * kStrip + v * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < kGroup; ++r) {
+        const Float both = before[(r + kGroup - kTurn) % kGroup][v] + after[(r + kTurn) % kGroup][v];
+        sum[r][v] = fused(each, both, sum[r][v]);
+      }
+    }
+  };
+  std::int64_t m = 1;
+  for (; m + 3 <= radius; m += 4) {
+    add(m, Turn<1>{});
+    add(m + 1, Turn<2>{});
+    add(m + 2, Turn<3>{});
+    add(m + 3, Turn<0>{});
+  }
+  if (m <= radius) add(m, Turn<1>{});
+  if (m + 1 <= radius) add(m + 1, Turn<2>{});
+  if (m + 2 <= radius) add(m + 2, Turn<3>{});
+#pragma GCC unroll 4
+  for (int r = 0; r < kGroup; ++r) {
+    store(out + r * kStrip, sum[r][0]);
+    store(out + r * kStrip + kLanes, sum[r][1]);
+  }
+}
+
+bool is_symmetric(const float* weights, std::int64_t count) {
+  for (std::int64_t m = 0; m < count / 2; ++m) {
+    if (weights[m] != weights[count - 1 - m]) return false;
+  }
+  return true;
+}
+
 void convolve(const float* x, const float* weights, std::int64_t count, std::int64_t samples, float* out) {
   std::int64_t i = 0;
-  if (count >= kGroup) {
+  if (kPairs && is_symmetric(weights, count)) {
+    for (; i + kGroup <= samples; i += kGroup) convolve_symmetric(x + i * kStrip, weights, count / 2, out + i * kStrip);
+  } else if (count >= kGroup) {
     for (; i + kGroup <= samples; i += kGroup) convolve_group<kGroup>(x + i * kStrip, weights, count, out + i * kStrip);
   }
   for (; i < samples; ++i) convolve_group<1>(x + i * kStrip, weights, count, out + i * kStrip);

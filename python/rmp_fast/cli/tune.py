@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     }
     kept.setdefault(options.task, {})[str(options.evaluations)] = entry
     _json.write(options.out, kept)
-    session.say(f"written: {options.out}")
+    session.say(f"written: {options.out}; rmp-fast reconstruct and others take it as --presets")
     return 0
 
 
