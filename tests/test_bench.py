@@ -25,7 +25,7 @@ from test_cli import photo, process, save
 import rmp_fast as rmp
 from rmp_fast import engine
 from rmp_fast.bench import analysis, harness, methods, results
-from rmp_fast.bench.harness import Arm, CheckError, Result
+from rmp_fast.bench.harness import AbsentError, Arm, CheckError, Result
 from rmp_fast.bench.problem import Problem, network_rounding
 from rmp_fast.bench.results import COLUMNS, Results, Row
 from rmp_fast.cli import main
@@ -250,7 +250,10 @@ def test_what_is_not_compiled_is_no_compiled_row(prior: Any, monkeypatch: pytest
     arms, _ = methods.arms(given, list(methods.COMPILED), 4)
     assert len(arms) == 6
     for found in arms:
-        with pytest.warns(RuntimeWarning, match="no compiler here"), pytest.raises(CheckError, match="not be compiled"):
+        with (
+            pytest.warns(RuntimeWarning, match="no compiler here"),
+            pytest.raises(AbsentError, match="not be compiled"),
+        ):
             found.make()
 
 
@@ -266,11 +269,11 @@ def test_what_does_not_run_in_bfloat16_is_no_such_row(prior: Any, monkeypatch: p
     for found in arms:
         if found.method != "eager-bfloat16":  # which has no guard but the check
             call = found.make()
-            with pytest.warns(RuntimeWarning, match="back to float32"), pytest.raises(CheckError, match="in bfloat16"):
+            with pytest.warns(RuntimeWarning, match="back to float32"), pytest.raises(AbsentError, match="in bfloat16"):
                 call()
     monkeypatch.setattr(engine, "_without_bfloat16", lambda device: "no such instructions")
     for found in arms:
-        with pytest.warns(RuntimeWarning, match="no such instr"), pytest.raises(CheckError, match="in bfloat16"):
+        with pytest.warns(RuntimeWarning, match="no such instr"), pytest.raises(AbsentError, match="in bfloat16"):
             found.make()
 
 
@@ -356,6 +359,21 @@ def test_arms_that_fail_their_check_or_change_their_answer_are_dropped() -> None
     assert dropped["b"] == "not what it must be"
     assert "differs from the first by 1 " in dropped["c"]
     assert "differs from the first by nan" in dropped["d"]
+
+
+def test_an_arm_that_cannot_run_here_is_absent_not_wrong() -> None:
+    def never() -> Result:
+        raise AbsentError("no such processor")
+
+    told: list[tuple[str, str]] = []
+    absent = dataclasses.replace(arm("a", iter(())), make=lambda: never)
+    kept = harness.measure(
+        [absent, arm("b", iter([torch.zeros(1, 1, 2, 2)] * 99))], budget=0,
+        on_wrong=lambda arm, why: told.append((arm.label, "wrong")),
+        on_absent=lambda arm, why: told.append((arm.label, why)),
+    )  # fmt: skip
+    assert [m.arm.label for m in kept] == ["b"]
+    assert told == [("a", "no such processor")]
 
 
 def test_a_long_call_is_its_own_warm_up_unless_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

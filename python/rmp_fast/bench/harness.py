@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-__all__ = ["Arm", "CheckError", "Measured", "Result", "band", "cores", "measure", "peak_memory"]
+__all__ = ["AbsentError", "Arm", "CheckError", "Measured", "Result", "band", "cores", "measure", "peak_memory"]
 
 #: Calls longer than this, in seconds, are their own warm-up: what a first call does besides is nothing beside them.
 LONG = 20.0
@@ -31,6 +31,10 @@ FAILURES = (RuntimeError, ValueError, TypeError, MemoryError)
 
 class CheckError(RuntimeError):
     """A result that failed its check; the message says which and how."""
+
+
+class AbsentError(RuntimeError):
+    """An arm that cannot run here as its name says, which is no mistake; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,7 @@ def measure(
     least_rounds: int = 3,
     on_sample: Callable[[Measured], None] = lambda measured: None,
     on_wrong: Callable[[Arm, str], None] = lambda arm, reason: None,
+    on_absent: Callable[[Arm, str], None] = lambda arm, reason: None,
     on_start: Callable[[Arm], None] = lambda arm: None,
 ) -> list[Measured]:
     """Check every arm, then time all of them in turns, so that what disturbs one disturbs all.
@@ -130,6 +135,7 @@ def measure(
         least_rounds: samples of the arms of shorter calls.
         on_sample: called after every timed call, with all of the arm's samples so far.
         on_wrong: called with the reason where an arm is dropped.
+        on_absent: called instead where it raises :class:`AbsentError`.
         on_start: called before an arm's first call.
     """
     ready: list[tuple[Measured, Callable[[], Result]]] = []
@@ -137,6 +143,9 @@ def measure(
         on_start(arm)
         try:
             measured, call = _first_calls(arm)
+        except AbsentError as cause:
+            on_absent(arm, str(cause))
+            continue
         except FAILURES as cause:
             on_wrong(arm, _told(cause))
             continue

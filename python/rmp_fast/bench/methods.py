@@ -14,7 +14,7 @@ from .. import baselines, engine, presets, reference, schedules
 from ..plan import Estimate, Plan
 from ..priors import Prior
 from . import deepinv_arms, eager
-from .harness import SAMPLER_TOLERANCE, Arm, CheckError, Result
+from .harness import SAMPLER_TOLERANCE, AbsentError, Arm, CheckError, Result
 from .problem import Problem
 
 __all__ = [
@@ -166,15 +166,15 @@ def compiled(problem: Problem, name: str) -> Prior:
 
 
 def _surely(name: str, prior: Prior) -> Prior:
-    """``prior``, or CheckError where its network runs otherwise than the name says: its row would tell another's time.
+    """``prior``, or AbsentError where its network runs otherwise than the name says: its row would tell another's time.
 
     Plans go back to float32 where bfloat16 changes an estimate too much.
     """
     stats = engine.stats_of(prior)
     if name in COMPILED and not stats.get("compiled"):
-        raise CheckError("the network could not be compiled")
+        raise AbsentError("the network could not be compiled")
     if name in BFLOAT16 and not stats.get("bfloat16"):
-        raise CheckError("the network does not run in bfloat16")
+        raise AbsentError("the network does not run in bfloat16 here, or not well enough")
     return prior
 
 

@@ -254,10 +254,13 @@ class Bench:
             section, found = given[id(measured.arm)]
             self.results.put(row(measured, found.truth, section, found.task, self.where))
 
-        def drop(arm: Arm, reason: str) -> None:
+        def leave_out(arm: Arm, reason: str) -> None:
             section, found = given[id(arm)]
-            self.wrong = True
             self._leave_out(section, found.task, [arm.label], reason)
+
+        def drop(arm: Arm, reason: str) -> None:
+            self.wrong = True
+            leave_out(arm, reason)
 
         def say(arm: Arm) -> None:
             if sys.stderr.isatty():
@@ -265,7 +268,12 @@ class Bench:
                 print(f"\r\033[K{section}, {found.task}: {arm.label}", end="", file=sys.stderr, flush=True)
 
         done = harness.measure(
-            [arm for _, _, arm in jobs], budget=self.budget, on_sample=keep, on_wrong=drop, on_start=say
+            [arm for _, _, arm in jobs],
+            budget=self.budget,
+            on_sample=keep,
+            on_wrong=drop,
+            on_absent=leave_out,
+            on_start=say,
         )
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
