@@ -226,6 +226,15 @@ def test_adjoint(case: Case, dtype: torch.dtype) -> None:
 
 @both_dtypes
 @every_case
+def test_normal_is_the_adjoint_of_the_measurement(case: Case, dtype: torch.dtype) -> None:
+    op, x, _ = pair(case, dtype)
+    found, expected = op.normal(x), op.adjoint(op.A(x), case.shape)
+    scale = expected.abs().max() if expected.numel() else 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(ROUNDING[dtype] * scale))
+
+
+@both_dtypes
+@every_case
 def test_linear(case: Case, dtype: torch.dtype) -> None:
     op, x, y = pair(case, dtype)
     other = noise(case.shape, 3, dtype)

@@ -35,7 +35,7 @@ def smooth_start(
     """
 
     def hessian(x: Tensor) -> Tensor:
-        return op.adjoint(op.A(x), image_shape) + weight * _laplacian(_laplacian(x))
+        return op.normal(x).add(_laplacian(_laplacian(x)), alpha=weight)
 
     steps = op.start_iterations if iterations is None else iterations
     with phase("start"):

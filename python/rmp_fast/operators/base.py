@@ -121,6 +121,10 @@ class LinearOperator(Operator):
         """
         return self._transpose(y, self._check_measurement("y", y, image_shape))
 
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x of images (B, ...), with the errors of :meth:`A`."""
+        return self.adjoint(self.A(x), x.shape)
+
     def gram_solve(
         self, r: Tensor, r2: float | Tensor, noise_std: float | Tensor, image_shape: Sequence[int] | None = None
     ) -> Tensor:

@@ -199,6 +199,13 @@ class Blur(LinearOperator):
         spread = _filter(embedded, self._padded_for(embedded).conj())
         return ops.fold(ops.fold(spread, 3, left, right, self.boundary), 2, top, bottom, self.boundary)
 
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x; circular: with one transform there and back instead of two."""
+        if self.boundary != "circular":
+            return super().normal(x)
+        self.measurement_shape(x.shape)
+        return _filter(x, self._circulant_for(x).energy)
+
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
         if self.boundary != "circular":
             return super()._solve(r, r2, variance, image_shape)

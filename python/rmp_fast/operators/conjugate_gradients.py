@@ -40,23 +40,24 @@ def conjugate_gradients(
     """
     if iterations < 1:
         raise ValueError(f"`iterations` must be >= 1, got {iterations}")
-    precondition = preconditioner if preconditioner is not None else torch.clone
     solution = torch.zeros_like(rhs)
     residual = rhs
-    direction = precondition(residual)
-    product = _dot(residual, direction)
+    direction = residual if preconditioner is None else preconditioner(residual)
+    size = start = _dot(residual, residual)
+    product = size if preconditioner is None else _dot(residual, direction)
     # Below it the residual of a singular system is rounding outside the range, which further steps would blow up.
-    reached = (8 * torch.finfo(rhs.dtype).eps) ** 2 * _dot(rhs, rhs)
+    reached = (8 * torch.finfo(rhs.dtype).eps) ** 2 * start
     for _ in range(iterations):
         image = gram(direction)
-        step = _ratio(product, _dot(direction, image)) * (_dot(residual, residual) > reached)
-        solution = solution + step * direction
-        residual = residual - step * image
-        towards = precondition(residual)
-        previous, product = product, _dot(residual, towards)
-        direction = towards + _ratio(product, previous) * direction
+        step = _ratio(product, _dot(direction, image)) * (size > reached)
+        solution = torch.addcmul(solution, step, direction)
+        residual = torch.addcmul(residual, step, image, value=-1)
+        towards = residual if preconditioner is None else preconditioner(residual)
+        size, previous = _dot(residual, residual), product
+        product = size if preconditioner is None else _dot(residual, towards)
+        direction = torch.addcmul(towards, _ratio(product, previous), direction)
     left = rhs - gram(solution)
-    norms = _ratio(_dot(left, left), _dot(rhs, rhs)).sqrt()
+    norms = _ratio(_dot(left, left), start).sqrt()
     return Solution(solution, norms.flatten())
 
 
