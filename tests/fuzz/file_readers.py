@@ -6,6 +6,7 @@ A reader may return or raise its own refusal; what it returns is checked for sha
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import io
 import json
@@ -20,7 +21,7 @@ import torch
 from choices import Choices, pick
 from PIL import Image
 
-from rmp_fast import images
+from rmp_fast import images, schedules
 from rmp_fast.cli import record, tasks, tune
 from rmp_fast.cli.usage import UsageError
 from rmp_fast.priors.files import read_state
@@ -151,6 +152,9 @@ def corpus() -> dict[Callable[[pathlib.Path], None], dict[str, bytes]]:
     """The real files of every reader, by name."""
     pictures, arrays = _pictures(), _arrays()
     presets = (pathlib.Path(images.__file__).parent / "presets" / "fashion.json").read_bytes()
+    looks = {field.name: [1.0] for field in dataclasses.fields(schedules.Looks)}
+    # Mostly text that says where it comes from, so that some of its mutations are presets still.
+    small = {"sr4": {"1": {"start": "zero", "looks": looks, "command": 100 * "rmp-fast tune "}}}
     sidecar = {"schema": record.SCHEMA, "settings_hash": "a", "input": {"sha256": "b"}, "output": {"file": "x.png"}}
     uploads = {name: data for name, data in (pictures | arrays).items() if name.endswith(("png", "jpg", "npy"))}
     return {
@@ -160,7 +164,7 @@ def corpus() -> dict[Callable[[pathlib.Path], None], dict[str, bytes]]:
         _maps: {"maps.npy": arrays["maps.npy"]},
         _upload: uploads,
         _weights: _states(),
-        _presets: {"presets.json": presets, "small.json": b'{"sr4": {"40": {"start": "zero"}}}'},
+        _presets: {"presets.json": presets, "small.json": json.dumps(small).encode()},
         _sidecar: {"x.json": json.dumps(sidecar).encode()},
     }
 

@@ -147,8 +147,8 @@ def _head(results: Results) -> str:
     tasks, noise = _e(", ".join(settings["tasks"])), f"{settings['noise_std']:g}"
     lead = (
         f"Posterior means of {tasks} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} pixels, noise "
-        f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same network, measurements and "
-        "threads; methods take turns; results are checked before the clock runs."
+        f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same measurements, threads "
+        "and network, which runs in another way only where its name says so; methods take turns; results are checked before the clock runs."
     )
     partial = (
         '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
@@ -237,7 +237,8 @@ def _parts(told: Sequence[Row], command: str) -> str:
     lowest = min(r.evaluations for r in told if r.task == task)
     shown = [r for r in told if r.task == task and r.evaluations == lowest]
     caption = (
-        "The network is the same for all. “Step and loop” holds the kernel of the step and the Python that calls it; "
+        "The network is the same for all, and faster where a row is compiled or in bfloat16. “Step and loop” holds the "
+        "kernel of the step and the Python that calls it; "
         "methods that do not tell operator and step apart have both under “everything else”."
     )
     lead = f"One call by part, for the methods with {lowest} evaluations of the network ({_e(task)})."
