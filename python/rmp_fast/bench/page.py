@@ -148,7 +148,8 @@ def _head(results: Results) -> str:
     lead = (
         f"Posterior means of {tasks} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} pixels, noise "
         f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same measurements, threads "
-        "and network, which runs in another way only where its name says so; methods take turns; results are checked before the clock runs."
+        "and network, which runs in another way only where its name says so; methods take turns; "
+        "results are checked before the clock runs."
     )
     partial = (
         '<div class="partial"><b>Partial.</b> The run was interrupted or is still going on; this page shows what had '
