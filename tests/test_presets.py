@@ -75,6 +75,24 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
 
 
 @pytest.mark.parametrize(
+    ("task", "strength", "tuned"),
+    [
+        ("gaussian_deblur", {}, True),
+        ("gaussian_deblur", {"blur_std": 2.0, "noise_std": 0.05}, True),
+        ("gaussian_deblur", {"blur_std": 1.0}, False),
+        ("inpaint_random", {"noise_std": 0.1}, True),
+        ("inpaint_random", {"noise_std": 0.3}, False),
+        ("sr4", {"noise_std": 0.3}, True),
+    ],
+)
+def test_presets_are_not_taken_where_they_were_found_to_lose(
+    task: str, strength: dict[str, float], tuned: bool
+) -> None:
+    for found in (rmp.presets.for_task, rmp.presets.for_operator):
+        assert ("looks" in found(task, "photo", 20, strength=strength)) == tuned
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "cannot be read as presets"),
@@ -84,6 +102,8 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
         ({"sr4": {"2": {"looks": LOOKS, "start": "cold"}}}, "`start` must be one of 'zero', 'smooth', got 'cold'"),
         ({"sr4": {"3": {"looks": LOOKS, "start": "zero"}}}, "with 3 evaluations is damaged: it has 2 looks"),
         ({"sr4": {"2": {"looks": {**LOOKS, "noise": [-1, 0]}, "start": "zero"}}}, "`noise` must not be negative"),
+        ({"sr4": {"2": {"looks": LOOKS, "start": "zero", "holds_for": [1]}}}, "2 evaluations is damaged"),
+        ({"sr4": {"2": {"looks": LOOKS, "start": "zero", "holds_for": {"noise_std": 1}}}}, "2 evaluations is damaged"),
     ],
 )
 def test_what_is_no_file_of_presets_is_refused(tmp_path: pathlib.Path, content: Any, message: str) -> None:

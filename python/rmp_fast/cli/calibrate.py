@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve(options)
     check_numbers(options, ("evaluations", "looks", "batch_size", "threads"))
     prior, files = prior_and_files(options)
-    chain = preset(options.presets, settings.name, prior, options.evaluations)
+    chain = preset(options.presets, settings, prior, options.evaluations, options.noise_std)
     pictures, failures = read_pictures(files, _complain)
     runs = batches(pictures, options.batch_size)
     for batch in runs:

@@ -117,7 +117,7 @@ class Chain:
         self._prior = (prior or open_prior(options.prior)).to(device)
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
-        tuned = preset(options.presets, task.name, self._prior, options.evaluations)
+        tuned = preset(options.presets, task, self._prior, options.evaluations, options.noise_std)
         if given and options.presets is not None:
             raise UsageError(
                 f"`--presets` decides the whole chain; it excludes `--{next(iter(given)).replace('_', '-')}`"

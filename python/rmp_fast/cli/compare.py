@@ -106,7 +106,7 @@ class Comparison:
                 raise UsageError(f"`--methods` {name}: {error}") from error
             self.methods[name], self.evaluations[name] = method, method.evaluations
         if RMP in self.methods:
-            self.chain = preset(options.presets, settings.name, prior, self.evaluations[RMP])
+            self.chain = preset(options.presets, settings, prior, self.evaluations[RMP], options.noise_std)
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Refuse, before any work, images (C, H, W) that the task, the prior or a method cannot take."""

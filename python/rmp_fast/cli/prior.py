@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from .. import presets, priors
-from .tasks import choice
+from .tasks import Settings, choice
 from .usage import UsageError
 
-__all__ = ["open_prior", "preset"]
+__all__ = ["blur_std", "open_prior", "preset"]
 
 
 def open_prior(named: str) -> priors.NetworkPrior:
@@ -26,14 +26,24 @@ def open_prior(named: str) -> priors.NetworkPrior:
         raise UsageError(f"`--prior` {named}: {cause}") from cause
 
 
-def preset(named: pathlib.Path | None, task: str, prior: priors.Prior, evaluations: int) -> dict[str, Any]:
+def preset(
+    named: pathlib.Path | None, settings: Settings, prior: priors.Prior, evaluations: int, noise_std: float
+) -> dict[str, Any]:
     """:func:`rmp_fast.presets.for_operator`, from the file that ``--presets`` names if it does.
+
+    Args:
+        named: the file, if one was named.
+        settings: of the operator.
+        prior, evaluations: of the chain.
+        noise_std: where black is 0 and white is 1.
 
     Raises:
         UsageError: no such file, no file of presets, or nothing in it for the task and so many evaluations.
     """
+    task = settings.name
     if named is None:
-        return presets.for_operator(task, prior, evaluations)
+        strength = {"noise_std": 2 * noise_std, **blur_std(settings)}
+        return presets.for_operator(task, prior, evaluations, strength=strength)
     try:
         table = presets.read(named)
     except ValueError as cause:
@@ -44,3 +54,8 @@ def preset(named: pathlib.Path | None, task: str, prior: priors.Prior, evaluatio
             f"`--presets` {named} has nothing for {task} with at most {evaluations} evaluations; it has {held}"
         )
     return presets.for_task(task, prior, evaluations, table)
+
+
+def blur_std(settings: Settings) -> dict[str, float]:
+    """How strong a Gaussian blur is; nothing for other operators."""
+    return {name: value for name, value in settings.options.items() if name == "blur_std"}

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from .. import _json, images, presets, priors
+from .. import _json, images, priors
 from ..bench.profile import profile
 from ..plan import Plan
 from . import degrade, record
 from .inputs import make_output_folder, refuse_results
+from .prior import preset
 from .problems import photographs
 from .roofline import table
 from .tasks import TASKS, Settings, choice, derive_seed, resolve
@@ -68,7 +69,7 @@ def _chain(
     op = degrade.build(settings, names, picture.shape, options.seed)
     y = degrade.to_prior_range(op, degrade.simulate(op, truths, options.noise_std, names, options.seed), truths)
     noise_std = degrade.noise_to_prior_range(op, options.noise_std)
-    chain = presets.for_operator(settings.name, prior, options.evaluations)
+    chain = preset(None, settings, prior, options.evaluations, options.noise_std)
     plan = Plan(op, prior, tuple(truths.shape), noise_std, backend=options.backend, **chain)
     seeds = [derive_seed(options.seed, "chain", name) for name in names]
     return plan, y, torch.tensor(seeds, dtype=torch.int64)

@@ -1,7 +1,8 @@
 """Settings that need no tuning by hand: the paper's own, and tuned ones for the bundled priors.
 
 The tables, one JSON file per prior, were made by ``rmp-fast tune``; each names the command and the images it was tuned
-on, and what it gained on others. :func:`read` takes the file that it wrote for a prior of your own.
+on, and what it gained on others; ``holds_for`` was added by hand where ``benchmarks/quality/preset_range.py`` found a
+limit. :func:`read` takes the file that it wrote for a prior of your own.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
                 looks = len(_settings(entry)["looks"])
                 if looks != int(budget):
                     raise ValueError(f"it has {looks} looks")
-            except (KeyError, TypeError, ValueError) as cause:
+                _holds(entry, {})
+            except (AttributeError, KeyError, TypeError, ValueError) as cause:
                 raise ValueError(
                     f"{path}: the preset of {task} with {budget} evaluations is damaged: {cause}"
                 ) from cause
@@ -93,7 +95,18 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"looks": schedules.Looks(**entry["looks"]), "start": entry["start"]}
 
 
-def for_task(task: str, prior: Prior | str, evaluations: int = 20, table: Tables | None = None) -> dict[str, Any]:
+def _holds(entry: Mapping[str, Any], strength: Mapping[str, float]) -> bool:
+    """Whether a preset is not known to lose against the untuned chain at that strength."""
+    return all(low <= strength.get(name, low) <= high for name, (low, high) in entry.get("holds_for", {}).items())
+
+
+def for_task(
+    task: str,
+    prior: Prior | str,
+    evaluations: int = 20,
+    table: Tables | None = None,
+    strength: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Keyword arguments of :class:`rmp_fast.Plan` for a task and a budget.
 
     For a bundled prior the table tuned for the largest budget that fits; where there is none, the untuned default:
@@ -106,6 +119,8 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20, table: Tables
         prior: a prior, or the name of one.
         evaluations: network evaluations per item, at least 1; the settings never use more.
         table: what :func:`read` returned, in place of the bundled one.
+        strength: of the problem, as far as it is known: ``blur_std`` in pixels, ``noise_std`` on [-1, 1]. A preset that
+            was found to lose there against the untuned chain (its ``holds_for``) is not taken.
 
     Raises:
         ValueError: for an unknown task, with the nearest names, or a budget below 1.
@@ -117,20 +132,27 @@ def for_task(task: str, prior: Prior | str, evaluations: int = 20, table: Tables
         raise TypeError(f"`prior` must be an rmp_fast prior or a name, got {type(prior).__name__}")
     name = prior if isinstance(prior, str) else prior.name
     budgets = (tables(name) if table is None else table).get(task, {})
-    fitting = [budget for budget in map(int, budgets) if budget <= evaluations]
+    fitting = {int(budget): entry for budget, entry in budgets.items() if int(budget) <= evaluations}
+    fitting = {budget: entry for budget, entry in fitting.items() if _holds(entry, strength or {})}
     if fitting:
-        return _settings(budgets[str(max(fitting))])
+        return _settings(fitting[max(fitting)])
     if task == "phase_retrieval":
         return {"looks": schedules.annealed(evaluations), "start": "zero", "guidance": "gauss_newton"}
     return untuned(evaluations) | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
 
 
-def for_operator(name: str, prior: Prior | str, evaluations: int = 20, table: Tables | None = None) -> dict[str, Any]:
+def for_operator(
+    name: str,
+    prior: Prior | str,
+    evaluations: int = 20,
+    table: Tables | None = None,
+    strength: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """As :func:`for_task` for one of :data:`TASKS`; :func:`untuned` for a linear operator by any other name.
 
     Such an operator has a kernel, a mask or a strength of its own, and no table was tuned for that.
     """
-    return for_task(name, prior, evaluations, table) if name in TASKS else untuned(evaluations)
+    return for_task(name, prior, evaluations, table, strength) if name in TASKS else untuned(evaluations)
 
 
 def untuned(evaluations: int = 20) -> dict[str, Any]:

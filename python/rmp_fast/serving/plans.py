@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .. import operators, presets
 from ..cli import record
+from ..cli.prior import blur_std
 from ..plan import Plan
 from ..priors import Prior
 from .config import Config
@@ -117,7 +118,10 @@ class Plans:
             plan = Plan(
                 op, prior, (batch, *job.shape), noise_std, backend=self._config.backend, device=self._config.device,
                 data_range=(0.0, 1.0),
-                **presets.for_operator(job.task.name, prior, job.evaluations, self._presets.get(job.prior)),
+                # Not of the noise: jobs that share a plan have each its own.
+                **presets.for_operator(
+                    job.task.name, prior, job.evaluations, self._presets.get(job.prior), blur_std(job.task)
+                ),
             )  # fmt: skip
         self.hits += known
         self.misses += not known

@@ -42,7 +42,7 @@ RECIPES = {
     ),
     "photo": Recipe(
         config=UNetConfig(channels=3, widths=(48, 96, 112, 80), data_std=0.5),
-        batch=16, crops=((64, 0.5), (128, 0.5)), log_level_mean=-1.5, log_level_std=1.0, steps=40000,
+        batch=16, crops=((64, 0.5), (128, 0.5)), log_level_mean=-1.5, log_level_std=1.0, steps=62000,
         data_variance=0.25, bfloat16=True,
     ),
 }  # fmt: skip
