@@ -68,7 +68,7 @@ class GaussianBlur(Separable):
 
     @derived
     def _cosine(self, height: int, width: int, dtype: torch.dtype) -> tuple[cosine.Twiddles, Tensor]:
-        twiddles = cosine.Twiddles(*(w.to(dtype.to_complex()) for w in cosine.twiddles(height, width)))
+        twiddles = cosine.twiddles(height, width, dtype.to_complex())
         s = cosine.values(*(self._axis_factors(n).s for n in (height, width)))
         return twiddles, significant(s, dtype).to(dtype)
 

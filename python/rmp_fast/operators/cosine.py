@@ -4,8 +4,8 @@ Of n samples (n even) the even ones ascending, then the odd ones descending, hav
 
 .. math:: w_k V_k = c_k - i\,c_{n-k}, \qquad w_k = \sqrt{2/n}\, e^{-i \pi k / 2n}, \quad w_0 = \sqrt{1/n}
 
-where c are the orthonormal cosine coefficients (Makhoul 1980). Nothing is gained by sorting them: along both axes, rows
-last, an image becomes (H // 2 + 1, W // 2 + 1, 2, 2) numbers, some of which are twice there and some zero.
+where c are the orthonormal cosine coefficients (Makhoul 1980). Nothing is gained by sorting them: an image becomes
+(W // 2 + 1, 2, H // 2 + 1, 2) numbers, as the transforms leave them in memory; some are twice there and some zero.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _PRIMES = (2, 3, 5, 7)  # of which a side must be made, because the FFT is slow 
 
 
 class Twiddles(NamedTuple):
-    """w of both axes and their inverses, complex, shaped for the transforms."""
+    """The order of the rows, and w of both axes and their inverses, complex, shaped for the transforms."""
 
+    rows: Tensor
     vertical: Tensor
     horizontal: Tensor
     vertical_inverse: Tensor
@@ -36,41 +37,43 @@ def is_fast(height: int, width: int) -> bool:
     return all(n >= _SMALLEST and n % 2 == 0 and _rest(n) == 1 for n in (height, width))
 
 
-def twiddles(height: int, width: int) -> Twiddles:
-    """In complex128, for images of even height and width."""
+def twiddles(height: int, width: int, dtype: torch.dtype) -> Twiddles:
+    """In a complex dtype, for images of even height and width."""
+    rows = _sorted(torch.arange(height).reshape(1, 1, height, 1), 2).flatten()
     vertical, horizontal = _twiddle(height)[:, None, None], _twiddle(width)
-    return Twiddles(vertical, horizontal, 1 / vertical, 1 / horizontal)
+    return Twiddles(rows, *(w.to(dtype) for w in (vertical, horizontal, 1 / vertical, 1 / horizontal)))
 
 
 def values(vertical: Tensor, horizontal: Tensor) -> Tensor:
     """The products of one number per frequency and axis, (H,) and (W,), where :func:`analysis` has their coefficients.
 
     Returns:
-        (H // 2 + 1, W // 2 + 1, 2, 2); 0 where no coefficient is.
+        (W // 2 + 1, 2, H // 2 + 1, 2); 0 where no coefficient is.
     """
-    return _pairs(vertical)[:, None, None, :] * _pairs(horizontal)[None, :, :, None]
+    return _pairs(horizontal)[:, :, None, None] * _pairs(vertical)
 
 
 def analysis(x: Tensor, w: Twiddles) -> Tensor:
-    """Coefficients (B, C, H // 2 + 1, W // 2 + 1, 2, 2) of images (B, C, H, W)."""
+    """Coefficients (B, C, W // 2 + 1, 2, H // 2 + 1, 2) of images (B, C, H, W)."""
     if x.numel() == 0:
-        return x.new_zeros(*x.shape[:2], x.shape[2] // 2 + 1, x.shape[3] // 2 + 1, 2, 2)
+        return x.new_zeros(*x.shape[:2], x.shape[3] // 2 + 1, 2, x.shape[2] // 2 + 1, 2)
     if x.shape[0] > 1:  # one after the other they stay in the cache
         return torch.cat([analysis(item, w) for item in x.chunk(x.shape[0])])
-    rows = torch.view_as_real(torch.fft.rfft(_sorted(x, 3), dim=3) * w.horizontal)
-    both = torch.fft.rfft(_sorted(rows, 2), dim=2) * w.vertical
-    return torch.view_as_real(both).contiguous()
+    across = torch.view_as_real(torch.fft.rfft(_sorted(x, 3), dim=3).mul_(w.horizontal))
+    both = torch.fft.rfft(across.index_select(2, w.rows), dim=2).mul_(w.vertical)
+    return torch.view_as_real(both.movedim(2, 4)).contiguous()
 
 
 def synthesis(c: Tensor, w: Twiddles) -> Tensor:
     """The images whose coefficients are ``c``."""
-    height, width = 2 * (c.shape[2] - 1), 2 * (c.shape[3] - 1)
+    height, width = 2 * (c.shape[4] - 1), 2 * (c.shape[2] - 1)
     if c.numel() == 0:
         return c.new_zeros(*c.shape[:2], height, width)
     if c.shape[0] > 1:
         return torch.cat([synthesis(item, w) for item in c.chunk(c.shape[0])])
-    rows = _unsorted(torch.fft.irfft(torch.view_as_complex(c) * w.vertical_inverse, height, dim=2), 2)
-    return _unsorted(torch.fft.irfft(torch.view_as_complex(rows) * w.horizontal_inverse, width, dim=3), 3)
+    both = torch.view_as_complex(c).movedim(4, 2) * w.vertical_inverse
+    across = torch.view_as_complex(_unsorted(torch.fft.irfft(both, height, dim=2), 2)).mul(w.horizontal_inverse)
+    return _unsorted(torch.fft.irfft(across, width, dim=3), 3)
 
 
 def _rest(n: int) -> int:
