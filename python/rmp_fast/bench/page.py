@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import analysis, figures
-from .results import Results, Row
+from .results import Results, Row, time_text
 
 __all__ = ["render"]
 
@@ -130,11 +130,6 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
-def _time(row: Row) -> str:
-    ms = row.ms_per_image
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:.3g} s"
-
-
 def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
     """The lowest and the highest value, or the one there is."""
     low, high = show(min(values)), show(max(values))
@@ -170,7 +165,7 @@ def _cards(results: Results) -> str:
         psnr = sum(r.psnr for r in same) / len(same)
         speed = sum(r.ms_per_image for r in same) / len(same)
         tasks = "one task" if len(same) == 1 else f"mean of {len(same)} tasks"
-        cards.append((f"{psnr:.2f} dB", f"in {speed:.3g} ms per image: RMP with {fewest} evaluations, {tasks}"))
+        cards.append((f"{psnr:.2f} dB", f"in {time_text(speed)} per image: RMP with {fewest} evaluations, {tasks}"))
     single = [r for r in analysis.time_to_quality(quality) if r.what == analysis.BEST_SINGLE]
     ratios = [1 / r.ratio for r in single if r.ratio is not None]
     of_tasks = f", on {len(ratios)} of {len(single)} tasks" if len(single) > 1 else ""
@@ -209,10 +204,10 @@ def _time_to_quality(rows: Sequence[Row]) -> str:
             mine = f"{r.peer.psnr - r.best.psnr:.2f} dB short ({_e(r.best.label)})"
             verdict = "<span class=unmet>not reached</span>"
         else:
-            mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {_time(r.ours)}"
+            mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {time_text(r.ours.ms_per_image)}"
             mark = "met" if r.ratio <= r.wanted else "unmet"
             verdict = f"<span class={mark}>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
-        theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {_time(r.peer)}"
+        theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {time_text(r.peer.ms_per_image)}"
         lines.append((_e(r.task), _e(r.what), theirs, mine, verdict))
     columns = ("task", "as good as", "theirs, per image", "RMP, soonest", "share of their time")
     return _table(columns, lines, text=(1, 2, 3)) if lines else ""

@@ -20,7 +20,7 @@ from ..images import write_atomically
 from .harness import Measured, band
 from .problem import quality
 
-__all__ = ["COLUMNS", "Results", "Row", "commit", "row", "table"]
+__all__ = ["COLUMNS", "Results", "Row", "commit", "row", "table", "time_text"]
 
 SCHEMA = 1
 
@@ -223,6 +223,11 @@ def commit() -> str | None:
     except (OSError, KeyError, TypeError, ValueError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def time_text(milliseconds: float) -> str:
+    """A time in the unit that suits it."""
+    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1e3:.3g} s"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ from .. import images, priors
 from ..bench import analysis, deepinv_arms, figures, harness, methods, page, roofline
 from ..bench.harness import Arm, Measured
 from ..bench.problem import Problem, network_rounding
-from ..bench.results import Results, commit, row, table
+from ..bench.results import Results, commit, row, table, time_text
 from . import panel, record
 from .inputs import make_output_folder, refuse_results
 from .parsers.bench import SECTIONS
@@ -339,9 +339,7 @@ def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> No
     tiles = [("measurement", "", _unit(_visible(given)))]
     for one in shown:
         found = bench.results.rows.get(row(one, given.truth, "quality", task, bench.where).key)
-        tiles.append(
-            (one.arm.label, "" if found is None else f"{found.ms_per_image:.3g} ms", _unit(one.result.mean[0]))
-        )
+        tiles.append((one.arm.label, "" if found is None else time_text(found.ms_per_image), _unit(one.result.mean[0])))
     tiles.append(("truth", "", bench.clean[0].pixels))
     title = f"{task}  ·  {bench.clean[0].name}  ·  noise {bench.options.noise_std:g}  ·  {bench.options.prior} prior"
     images.write_atomically(bench.options.out / f"pictures_{task}.png", panel.sheet(tiles, title))
