@@ -197,7 +197,7 @@ def test_the_registry() -> None:
     assert get("blur") is Blur
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 96, 128), (1, 1, 98, 100), (0, 1, 96, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 128, 160), (1, 1, 140, 128), (0, 1, 128, 128)], ids=str)
 def test_the_cosine_transform_by_fft_is_that_by_matrices(shape: tuple[int, ...]) -> None:
     op, where = GaussianBlur(1.5), (torch.device("cpu"), torch.float64)
     fast, dense = op.form(shape, *where), Separable.form(op, shape, *where)
@@ -212,7 +212,7 @@ def test_the_cosine_transform_by_fft_is_that_by_matrices(shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize(
-    ("size", "fast"), [((96, 250), True), ((95, 96), False), ((96, 97 * 2), False), ((64, 96), False)]
+    ("size", "fast"), [((128, 250), True), ((135, 128), False), ((128, 67 * 2), False), ((96, 128), False)]
 )
 def test_the_fft_is_taken_for_sizes_of_small_primes(size: tuple[int, int], fast: bool) -> None:
     assert cosine.is_fast(*size) == fast

@@ -196,6 +196,16 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_of_a_bundled_prior_s_name_does_not_hide_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray.serve", reason="the extra [ray] brings it")
+    (tmp_path / "photo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--port", str(free_port()), "--prior", "photo", "--batch", "0"]) == 2
+    assert "`batch` must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray.serve", reason="the extra [ray] brings it")
     with socket.socket() as taken:

@@ -140,9 +140,10 @@ bool is_symmetric(const float* weights, std::int64_t count) {
   return true;
 }
 
-void convolve(const float* x, const float* weights, std::int64_t count, std::int64_t samples, float* out) {
+void convolve(const float* x, const float* weights, std::int64_t count, bool symmetric, std::int64_t samples,
+              float* out) {
   std::int64_t i = 0;
-  if (kPairs && is_symmetric(weights, count)) {
+  if (kPairs && symmetric) {
     for (; i + kGroup <= samples; i += kGroup) convolve_symmetric(x + i * kStrip, weights, count / 2, out + i * kStrip);
   } else if (count >= kGroup) {
     for (; i + kGroup <= samples; i += kGroup) convolve_group<kGroup>(x + i * kStrip, weights, count, out + i * kStrip);
@@ -156,10 +157,12 @@ struct Strip {
   float* weights;
   float* samples;  // continued
   float* result;
+  bool symmetric;  // the weights read the same from both ends
 
   Strip(const Axis& axis, float* scratch)
       : weights(scratch), samples(weights + axis.count()), result(row(samples, axis.length + 4 * axis.radius)) {
     for (std::int64_t m = 0; m < axis.count(); ++m) weights[m] = axis.taps[axis.adjoint ? m : axis.count() - 1 - m];
+    symmetric = is_symmetric(weights, axis.count());
   }
   float* inside(const Axis& axis) const { return row(samples, axis.margin()); }
 
@@ -177,7 +180,7 @@ struct Strip {
         }
       }
     }
-    convolve(samples, weights, axis.count(), axis.made(), result);
+    convolve(samples, weights, axis.count(), symmetric, axis.made(), result);
     if (!axis.folds()) return result;
     float* kept = row(result, axis.radius);
     for (std::int64_t i = 1; i <= axis.radius; ++i) {

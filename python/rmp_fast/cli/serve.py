@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 
+from ..priors import BUNDLED
 from .prior import open_prior
 from .tasks import choice
 from .usage import UsageError
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
 
-    for path in weights.values():
+    for path in weights.values():  # what cannot be opened is refused here, before processes start
         open_prior(path)
 
     def say(text: str) -> None:
@@ -83,7 +84,7 @@ def _by_name(flag: str, texts: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, separator, path = text.partition("=")
-        if not separator and flag == "--prior" and not os.path.exists(text):
+        if flag == "--prior" and not separator and (text in BUNDLED or not os.path.exists(text)):
             continue
         if not (name and path):
             raise UsageError(f"`{flag}` must name what it gives, as in faces={path or text}, got {text!r}")

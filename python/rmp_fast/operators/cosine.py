@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["Twiddles", "analysis", "is_fast", "synthesis", "twiddles", "values"]
 
-_SMALLEST = 96  # pixels of a side, below which a matrix product is faster
+_SMALLEST = 128  # pixels of a side, below which a matrix product is faster
 _PRIMES = (2, 3, 5, 7)  # of which a side must be made, because the FFT is slow for others
 
 

@@ -50,7 +50,7 @@ def paper_vp() -> dict[str, Any]:
     return {"schedule": schedules.vp(400), "inner_steps": 1, "step_size": 1.0, "noise": "drawn", "covariance": "fixed"}
 
 
-Tables = Mapping[str, Mapping[str, Any]]
+Table = Mapping[str, Mapping[str, Any]]  # task -> evaluations -> settings and their origin
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def for_task(
     task: str,
     prior: Prior | str,
     evaluations: int = 20,
-    table: Tables | None = None,
+    table: Table | None = None,
     strength: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of :class:`rmp_fast.Plan` for a task and a budget.
@@ -145,7 +145,7 @@ def for_operator(
     name: str,
     prior: Prior | str,
     evaluations: int = 20,
-    table: Tables | None = None,
+    table: Table | None = None,
     strength: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """As :func:`for_task` for one of :data:`TASKS`; :func:`untuned` for a linear operator by any other name.
