@@ -278,13 +278,21 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--exact", type=int, default=100, help="answers compared bit for bit")
-    parser.add_argument("--direct", action="store_true", help="the service without Ray")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--direct", action="store_true", help="the service without Ray")
+    way.add_argument("--proxy", action="store_true", help="the service behind Ray's proxy")
     parser.add_argument("--repeats", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     warm = [f"{task}:1x32x32" + (":blur_std=2" if task == "gaussian_deblur" else "") for task in TASKS]
-    arguments = ["--threads", "1", *(["--direct"] if options.direct else []), "--warm", *warm]
+    arguments = [
+        "--threads",
+        "1",
+        *(f"--{name}" for name in ("direct", "proxy") if getattr(options, name)),
+        "--warm",
+        *warm,
+    ]
     with service(arguments) as (url, process):
         if options.part in ("latency", "all"):
             latency(url, options.repeats)

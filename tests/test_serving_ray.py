@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,17 +144,60 @@ def stop_while_a_chain_runs(url: str, process: subprocess.Popen[str]) -> None:
     assert said == ["stopping: new requests are refused, those accepted are finished", "stopped"]
 
 
+def answers_as_the_direct_call(url: str) -> None:
+    y = grey()
+    fields = {"operator": "sr4", "noise_std": "0.05", "seed": "3", "format": "npy"}
+    response = httpx.post(f"{url}/v1/reconstruct", files=form(fields, {"image": npy(y)}), timeout=60)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(np.load(io.BytesIO(response.content)), direct(y, 3, 1, 0))
+    torch.set_num_threads(threads)
+
+
 def test_without_ray_the_same_answers_and_the_same_end(tmp_path: pathlib.Path) -> None:
     with started(tmp_path, "--direct") as (url, process):
-        y = grey()
-        fields = {"operator": "sr4", "noise_std": "0.05", "seed": "3", "format": "npy"}
-        response = httpx.post(f"{url}/v1/reconstruct", files=form(fields, {"image": npy(y)}), timeout=60)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        np.testing.assert_array_equal(np.load(io.BytesIO(response.content)), direct(y, 3, 1, 0))
-        torch.set_num_threads(threads)
+        answers_as_the_direct_call(url)
         assert descendants(process.pid) == []
         stop_while_a_chain_runs(url, process)
+
+
+def test_behind_ray_s_proxy_the_same_answers_and_the_same_end(tmp_path: pathlib.Path) -> None:
+    with started(tmp_path, "--proxy") as (url, process):
+        answers_as_the_direct_call(url)
+        stop_while_a_chain_runs(url, process)
+
+
+def test_replicas_share_a_port_and_one_that_is_killed_is_replaced(tmp_path: pathlib.Path) -> None:
+    with started(tmp_path, "--replicas", "2") as (url, process):
+        first = replicas(process.pid)
+        assert len(first) == 2
+        assert both_ready(url)
+        victim = min(first)
+        os.kill(victim, signal.SIGKILL)
+        latest = time.monotonic() + 120
+        while len(replicas(process.pid) - {victim}) < 2 or not both_ready(url):
+            assert time.monotonic() < latest
+            time.sleep(0.1)
+        for _ in range(4):  # each a new connection
+            answers_as_the_direct_call(url)
+
+
+def both_ready(url: str) -> bool:
+    try:
+        return "rmp_ready_replicas 2.0" in httpx.get(f"{url}/metrics", timeout=60).text
+    except httpx.TransportError:  # the connection was that of the dead one
+        return False
+
+
+def replicas(pid: int) -> set[int]:
+    return {child for child in descendants(pid) if b"Replica" in title(child)}
+
+
+def title(pid: int) -> bytes:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def ray_folder(pid: int) -> str:
@@ -173,7 +217,7 @@ def ray_folder(pid: int) -> str:
         (["--drain", "nan"], "`--drain` must be a number > 0, got nan"),
         (["--temp-dir", "/tmp/" + "x" * 60], "`--temp-dir` must be a path of at most 39 characters"),
         (["--device", "gpu"], "`--device` must be one of 'cpu', 'cuda', got 'gpu'"),
-        (["--direct", "--replicas", "2"], "`--direct` is one process without files"),
+        (["--direct", "--replicas", "2"], "`--direct` is one process without Ray; it excludes `--replicas`, `--proxy`"),
         (["--direct", "--warm", "blur:1x8x8"], "`warm` blur: `kernel` must be given for blur"),
         (["--prior", "foto"], "`priors` must be one of 'fashion', 'photo', got 'foto'; did you mean 'photo'"),
         (["--prior", "/"], "`--prior` must name what it gives, as in faces=/, got '/'"),

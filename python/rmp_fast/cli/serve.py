@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"`--{name}` must be at least 1, got {value}")
     if not 0 < options.drain < float("inf"):
         raise UsageError(f"`--drain` must be a number > 0, got {options.drain}")
-    if options.direct and (options.replicas > 1 or options.temp_dir is not None):
-        raise UsageError("`--direct` is one process without files; it excludes `--replicas` and `--temp-dir`")
+    if options.direct and (options.replicas > 1 or options.temp_dir is not None or options.proxy):
+        raise UsageError("`--direct` is one process without Ray; it excludes `--replicas`, `--proxy` and `--temp-dir`")
     from ..serving import Config, direct, local, parse_warm
 
     longest = local.LONGEST_PATH  # for Ray's sockets
@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
         if options.direct:
             done = direct.run(config, options.host, options.port, options.drain, say)
         else:
-            done = local.run(config, options.host, options.port, options.replicas, options.drain, folder, say)
+            layout = local.Layout(options.host, options.port, options.replicas, options.proxy, options.drain)
+            done = local.run(config, layout, folder, say)
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (RuntimeError, OSError) as error:  # of Ray, with what a replica said

@@ -7,12 +7,9 @@ from typing import Any
 
 from .._optional import require
 from .config import Config
+from .listener import MARGIN, Listener
 
-__all__ = ["MARGIN", "deployment", "require_ray"]
-
-# Requests of a replica beyond its queue and batch: questions of health, and those that it refuses in its own words,
-# where Ray would only say that it is busy.
-MARGIN = 128
+__all__ = ["deployment", "require_ray"]
 
 
 def require_ray() -> None:
@@ -20,13 +17,17 @@ def require_ray() -> None:
     require(("ray", "starlette", "python_multipart"), "ray", "the service")
 
 
-def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) -> Any:
+def deployment(
+    config: Config, replicas: int = 1, drain_seconds: float = 120.0, listen: tuple[str, int] | None = None
+) -> Any:
     """An application for ``ray.serve.run``.
 
     Args:
         config: of every replica; each has ``config.threads`` processors and its own queue.
         replicas: processes that share the requests.
         drain_seconds: within which a replica that is stopped must have finished what it accepted.
+        listen: host and port on which every replica listens itself, the kernel dealing out connections; Ray's proxy is
+            then not needed, nor its milliseconds. None: requests come from Ray's proxy, which deals out each of them.
 
     Raises:
         ImportError: without ray, with what to install.
@@ -55,6 +56,26 @@ def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) 
                 await asyncio.sleep(0.01)
             return bool(done)
 
+    class Listening(Replica):
+        """A replica with a port."""
+
+        def __init__(self) -> None:
+            assert listen is not None
+            self.app = build()
+            self.listener = Listener(self.app, config, *listen)
+
+        def check_health(self) -> None:
+            super().check_health()
+            self.listener.check()
+
+        async def drain(self, seconds: float) -> bool:
+            done = await super().drain(seconds)
+            await asyncio.to_thread(self.listener.stop)
+            return done
+
+        def __del__(self) -> None:  # Ray calls it when it stops a replica by itself
+            self.listener.stop()
+
     options = serve.deployment(
         name="rmp-fast",
         num_replicas=replicas,
@@ -67,4 +88,4 @@ def deployment(config: Config, replicas: int = 1, drain_seconds: float = 120.0) 
         ray_actor_options={"num_cpus": config.threads, "num_gpus": int(config.device.startswith("cuda"))},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    return options(serve.ingress(build)(Replica)).bind()
+    return options(Listening if listen else serve.ingress(build)(Replica)).bind()

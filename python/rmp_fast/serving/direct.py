@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import Config
-from .deployment import MARGIN, require_ray
+from .deployment import require_ray
+from .listener import server_config
 
 __all__ = ["run"]
 
@@ -46,12 +47,8 @@ def run(config: Config, host: str, port: int, drain_seconds: float, say: Callabl
             stopped_at.append(time.monotonic())
             super().handle_exit(sig, frame)
 
-    server = Server(
-        uvicorn.Config(
-            create_app(service), host, port, log_config=None, access_log=False, lifespan="on",
-            limit_concurrency=config.queue + config.batch + MARGIN, timeout_graceful_shutdown=round(drain_seconds) or 1,
-        )
-    )  # fmt: skip
+    grace = round(drain_seconds) or 1
+    server = Server(server_config(create_app(service), config, host=host, port=port, timeout_graceful_shutdown=grace))
     # The server raises the signal once more when it has finished; this process is then to end with its own exit code.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

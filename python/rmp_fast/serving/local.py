@@ -1,21 +1,24 @@
-"""The service on one machine: a Ray of its own, one proxy, replicas, and an orderly end."""
+"""The service on one machine: a Ray of its own, replicas that listen, and an orderly end."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .._ray import LONGEST_FOLDER, own_folder
 from .config import Config
 from .deployment import deployment, require_ray
+from .listener import shared_socket
 
-__all__ = ["LONGEST_PATH", "run"]
+__all__ = ["LONGEST_PATH", "Layout", "run"]
 
 NAME = "rmp-fast"
 LONGEST_PATH = LONGEST_FOLDER - len("/ray")
@@ -23,20 +26,33 @@ _OBJECT_STORE = 80 * 2**20  # the least that Ray takes; requests and answers do 
 _FLUSH_SECONDS = 1.0  # in which the proxy hands the last answers to their clients
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a service listens, and with how many processes.
+
+    Attributes:
+        host, port: where to listen.
+        replicas: processes that share the requests.
+        proxy: whether Ray's proxy takes the requests and deals out each of them, which costs milliseconds; else the
+            replicas listen themselves and the kernel deals out connections.
+        drain_seconds: within which what was accepted must be finished at the end.
+    """
+
+    host: str
+    port: int
+    replicas: int = 1
+    proxy: bool = False
+    drain_seconds: float = 120.0
+
+
 def run(
-    config: Config,
-    host: str,
-    port: int,
-    replicas: int = 1,
-    drain_seconds: float = 120.0,
-    folder: pathlib.Path | None = None,
-    say: Callable[[str], None] = print,
-) -> bool:
+    config: Config, layout: Layout, folder: pathlib.Path | None = None, say: Callable[[str], None] = print
+) -> bool:  # fmt: skip
     """Serve until SIGTERM or SIGINT, then refuse new requests and finish those accepted; a second signal stops at once.
 
     Args:
-        config, replicas, drain_seconds: see :func:`rmp_fast.serving.deployment`.
-        host, port: where to listen.
+        config: of every replica.
+        layout: see :class:`Layout`.
         folder: for what Ray writes and for counters, its path at most :data:`LONGEST_PATH` characters; by default a
             temporary one that is removed at the end.
         say: told what happens, one line each.
@@ -50,35 +66,48 @@ def run(
     """
     require_ray()
     with own_folder() if folder is None else contextlib.nullcontext(folder) as place:
-        return _with_ray(config, host, port, replicas, drain_seconds, place, say)
+        counters = place / "metrics"
+        counters.mkdir(parents=True, exist_ok=True)
+        # Read by processes that Ray starts, and by ray itself when it is imported.
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PROMETHEUS_MULTIPROC_DIR": str(counters)}
+        import ray
+
+        try:
+            ray.init(
+                address="local", num_cpus=layout.replicas * config.threads, include_dashboard=False, log_to_driver=True,
+                logging_level=logging.WARNING, object_store_memory=_OBJECT_STORE, _temp_dir=str(place / "ray"),
+                _node_ip_address="127.0.0.1",
+            )  # fmt: skip
+            return _serve(config, layout, say)
+        finally:
+            ray.shutdown()
 
 
-def _with_ray(
-    config: Config, host: str, port: int, replicas: int, drain_seconds: float, folder: pathlib.Path,
-    say: Callable[[str], None],
-) -> bool:  # fmt: skip
-    counters = folder / "metrics"
-    counters.mkdir(parents=True, exist_ok=True)
-    # Read by processes that Ray starts, and by ray itself when it is imported.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PROMETHEUS_MULTIPROC_DIR": str(counters)}
-    import ray
-
-    try:
-        ray.init(
-            address="local", num_cpus=replicas * config.threads, include_dashboard=False, log_to_driver=True,
-            logging_level=logging.WARNING, object_store_memory=_OBJECT_STORE, _temp_dir=str(folder / "ray"),
-            _node_ip_address="127.0.0.1",
-        )  # fmt: skip
-        return _serve(config, host, port, replicas, drain_seconds, say)
-    finally:
-        ray.shutdown()
-
-
-def _serve(
-    config: Config, host: str, port: int, replicas: int, drain_seconds: float, say: Callable[[str], None]
-) -> bool:  # fmt: skip
-    import ray
+@contextlib.contextmanager
+def _started(config: Config, layout: Layout) -> Iterator[Any]:
+    """The handle of replicas that take requests; at the end they are gone."""
     from ray import serve
+
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    address = (layout.host, layout.port)
+    if layout.proxy:
+        # A little longer than the service's own deadline, which has the better answer.
+        patience = config.longest_deadline + config.body_seconds
+        options = {"host": layout.host, "port": layout.port, "request_timeout_s": patience}
+        serve.start(http_options=options, proxy_location="HeadOnly", logging_config=quiet)
+        yield serve.run(deployment(config, layout.replicas, layout.drain_seconds), name=NAME, route_prefix="/")
+        time.sleep(_FLUSH_SECONDS)
+        serve.shutdown()
+        return
+    with shared_socket(*address):  # while a replica is replaced nobody else takes the port
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        listening = deployment(config, layout.replicas, layout.drain_seconds, address)
+        yield serve.run(listening, name=NAME, route_prefix=None)
+        serve.shutdown()
+
+
+def _serve(config: Config, layout: Layout, say: Callable[[str], None]) -> bool:
+    import ray
 
     told = threading.Event()
 
@@ -89,25 +118,20 @@ def _serve(
 
     # After ray.init, which puts its own handler in place.
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    started = time.monotonic()
+    started, seconds = time.monotonic(), layout.drain_seconds
     try:
-        # A little longer than the service's own deadline, which has the better answer.
-        options = {"host": host, "port": port, "request_timeout_s": config.longest_deadline + config.body_seconds}
-        quiet = {"log_level": "WARNING", "enable_access_log": False}
-        serve.start(http_options=options, proxy_location="HeadOnly", logging_config=quiet)
-        handle = serve.run(deployment(config, replicas, drain_seconds), name=NAME, route_prefix="/")
-        say(f"ready after {time.monotonic() - started:.1f} s, listening on http://{host}:{port}")
-        while not told.wait(0.5):
-            pass
-        say("stopping: new requests are refused, those accepted are finished")
-        try:
-            done = all(handle.broadcast("drain", drain_seconds).results(timeout_s=drain_seconds + 30))
-        except (TimeoutError, ray.exceptions.RayError):  # a replica that hangs, or died with what it had accepted
-            done = False
-        time.sleep(_FLUSH_SECONDS)
-        serve.shutdown()
+        with _started(config, layout) as handle:
+            took = time.monotonic() - started
+            say(f"ready after {took:.1f} s, listening on http://{layout.host}:{layout.port}")
+            while not told.wait(0.5):
+                pass
+            say("stopping: new requests are refused, those accepted are finished")
+            try:
+                done = all(handle.broadcast("drain", seconds).results(timeout_s=seconds + 30))
+            except (TimeoutError, ray.exceptions.RayError):  # a replica that hangs, or died with what it had accepted
+                done = False
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    say("stopped" if done else f"stopped; not everything was finished within {drain_seconds:g} s")
+    say("stopped" if done else f"stopped; not everything was finished within {seconds:g} s")
     return done

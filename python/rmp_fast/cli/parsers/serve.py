@@ -70,8 +70,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     running.add_argument("--backend", default="auto", metavar="NAME", help="auto (default), cpu, torch, …; see info")
     running.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     running.add_argument(
-        "--direct", action="store_true", help="one process without Ray: less delay, not replaced if it dies"
+        "--proxy",
+        action="store_true",
+        help="Ray's proxy deals out every request; else the kernel deals out connections, in less time",
     )
+    running.add_argument("--direct", action="store_true", help="one process without Ray, not replaced if it dies")
     running.add_argument(
         "--temp-dir", type=pathlib.Path, metavar="DIR", help="for Ray's files, a short path (a temporary one, removed)"
     )
