@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -62,14 +63,15 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("start", ["zero", "smooth"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(("name", "start"), [*itertools.product(OPERATORS, ("zero", "smooth")), ("nonlinear", "zero")])
 def test_unrolled_chain_is_the_plans(name: str, start: str) -> None:
-    op, prior, looks = OPERATORS[name], priors.from_denoiser(bent, P), table()
+    op = OPERATORS.get(name) or operators.for_task("nonlinear_deblur", SHAPE)
+    guidance = "gaussian" if op.linear else "gauss_newton"
+    prior, looks = priors.from_denoiser(bent, P), table()
     clean = torch.rand(SHAPE, generator=torch.Generator().manual_seed(5)) * 2 - 1
     problem = tuning.measure(clean, op, 0.1, seed=2)
     seeds = torch.tensor([4, 0, 2**40])
-    plan = Plan(op, prior, SHAPE, 0.1, looks=looks, start=start, backend="torch")
+    plan = Plan(op, prior, SHAPE, 0.1, looks=looks, start=start, guidance=guidance, backend="torch")
     expected = plan.execute(problem.y, seeds=seeds).mean
     got = tuning.unrolled_chain(problem, prior, columns(looks), start, seeds)
     # Both in float32: five looks of a few roundings each; the iterative solve stops at the same step.
@@ -309,11 +311,11 @@ def test_command_needs_enough_images_of_one_kind(
     assert "must be all grey or all in colour" in capsys.readouterr().err
 
 
-def test_looks_are_tuned_for_linear_operators() -> None:
+def test_tuning_serves_nonlinear_operators_from_zero() -> None:
     op = operators.for_task("nonlinear_deblur", (1, 1, 8, 8))
-    clean = torch.zeros(1, 1, 8, 8)
-    problem = tuning.Problem(clean, op, op.A(clean), 0.1)
-    with pytest.raises(TypeError, match="`op` must be a linear rmp_fast operator, got NonlinearBlur"):
-        tuning.unrolled_chain(
-            problem, priors.from_denoiser(bent, P), columns(table()), "zero", torch.zeros(1, dtype=torch.int64)
-        )
+    prior, clean = priors.from_denoiser(bent, P), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    problem = tuning.measure(clean, op, 0.1, seed=2)
+    tuned = tuning.tune_looks(lambda step: problem, prior, table(), steps=30, learning_rate=0.05)
+    assert tuned.history[-1] > tuned.history[0] + 1
+    with pytest.raises(ValueError, match="`start` must be 'zero' for 'nonlinear_blur'"):
+        tuning.unrolled_chain(problem, prior, columns(table()), "smooth", torch.zeros(1, dtype=torch.int64))

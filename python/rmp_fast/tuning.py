@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import schedules
 from ._checks import check_choice, check_count, check_positive, check_tensor
-from .operators import LinearOperator, Operator
+from .operators import Linearised, LinearOperator, Operator
 from .operators.forms import condition
 from .plan import Plan
 from .priors import Prior
@@ -53,9 +53,9 @@ class Problem:
 
     Attributes:
         images: (B, C, H, W) on [-1, 1].
-        op: the operator, linear.
+        op: the operator.
         y: measurements of the images.
-        noise_std: standard deviation of their noise, on [-1, 1].
+        noise_std: standard deviation of their noise, in the unit of ``y``.
     """
 
     images: Tensor
@@ -84,8 +84,8 @@ def measure(images: Tensor, op: Operator, noise_std: float, seed: int) -> Proble
 
     Args:
         images: (B, C, H, W) on [-1, 1], float32.
-        op: a linear operator.
-        noise_std: a standard deviation on [-1, 1].
+        op: an operator.
+        noise_std: a standard deviation in the unit of its measurements.
     """
     clean = op.A(check_tensor("images", images))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed), dtype=clean.dtype)
@@ -163,6 +163,8 @@ def unrolled_chain(
 ) -> Tensor:  # fmt: skip
     """The estimate of a plan with these looks (equation of :class:`rmp_fast.schedules.Looks`), differentiable in them.
 
+    Of a nonlinear operator the derivative leaves out how its Jacobian changes with the image.
+
     Args:
         problem: images, only for their shape, and measurements.
         prior: a prior whose denoiser autograd can follow.
@@ -173,22 +175,27 @@ def unrolled_chain(
         autocast: run the network in bfloat16.
 
     Raises:
-        TypeError: if the problem's operator is not linear.
+        ValueError: a smooth start for an operator that is not linear.
     """
     shape, dtype = tuple(problem.images.shape), problem.images.dtype
-    op = problem.op
-    if not isinstance(op, LinearOperator):
-        raise TypeError(f"`op` must be a linear rmp_fast operator, got {type(op).__name__}; looks are tuned for those")
-    form = op.form(shape, problem.y.device, dtype)
-    mean = torch.zeros(shape, dtype=dtype, device=problem.y.device)
+    op, y, sy = problem.op, problem.y, problem.noise_std
+    form = op.form(shape, y.device, dtype) if isinstance(op, LinearOperator) else None
+    mean = torch.zeros(shape, dtype=dtype, device=y.device)
     if start == "smooth":
-        mean = smooth_start(problem.y, op, shape)
+        if not isinstance(op, LinearOperator):
+            raise ValueError(f"`start` must be 'zero' for {op.name!r}: only linear operators have a smooth one")
+        mean = smooth_start(y, op, shape)
     before = mean
 
     def conditioned(mean: Tensor, e: Tensor, level: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
         with torch.autocast(mean.device.type, torch.bfloat16, enabled=autocast):
             denoised = prior.denoise(mean + noise * e, level.expand(shape[0]))
-        return condition(form, op, denoised, problem.y, variance.expand(shape[0]), problem.noise_std)
+        if isinstance(op, LinearOperator):
+            assert form is not None
+            return condition(form, op, denoised, y, variance.expand(shape[0]), sy)
+        tangent = Linearised(op, denoised)
+        ratio = (sy / variance.sqrt()).expand(shape[0])
+        return denoised + tangent.adjoint(tangent.iterative_solve(y - op.A(denoised), 1.0, ratio).solution)
 
     for look in range(len(columns["level"])):
         row = {name: columns[name][look].to(dtype) for name in COLUMNS}
@@ -203,7 +210,12 @@ def unrolled_chain(
 
 
 def restore(problem: Problem, prior: Prior, **options: Any) -> Tensor:
-    """The estimate of a :class:`rmp_fast.Plan` with ``options``, seeds 0, 1, …, for the problem's measurements."""
+    """The estimate of a :class:`rmp_fast.Plan` with ``options``, seeds 0, 1, …, for the problem's measurements.
+
+    A nonlinear operator takes the guidance ``gauss_newton`` unless ``options`` name another.
+    """
+    if not problem.op.linear:
+        options = {"guidance": "gauss_newton"} | options
     return Plan(problem.op, prior, tuple(problem.images.shape), problem.noise_std, **options).execute(problem.y).mean
 
 

@@ -27,7 +27,9 @@ from .usage import UsageError
 __all__ = ["TASKS", "run"]
 
 #: Tasks that presets know and that have defaults of their own.
-TASKS = ("denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur", "mri")
+TASKS = (
+    "denoise", "inpaint_random", "inpaint_box", "sr4", "gaussian_deblur", "motion_deblur", "mri", "nonlinear_deblur",
+)  # fmt: skip
 SOURCES = ("fashion-train", "photo-train")
 FEWEST = 8
 MOST_HELD_OUT = 64
@@ -71,7 +73,11 @@ def run(options: argparse.Namespace) -> int:
         UsageError: an argument that does not fit, before any work.
     """
     choice("--task", options.task, TASKS)
+    if options.start is None:
+        options.start = "zero" if options.task in presets.NONLINEAR else "smooth"
     choice("--start", options.start, ("zero", "smooth"))
+    if options.start == "smooth" and options.task in presets.NONLINEAR:
+        raise UsageError(f"`--start` must be zero for {options.task}: only linear tasks have a smooth one")
     choice("--method", options.method, ("auto", "gradient", "search"))
     for name in ("evaluations", "steps", "batch", "side", "threads"):
         value = getattr(options, name)

@@ -18,7 +18,7 @@ from .. import schedules
 from .._checks import check_choice, check_count
 from ..priors import Prior
 
-__all__ = ["TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "untuned"]
+__all__ = ["NONLINEAR", "TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "untuned"]
 
 #: The tasks by name; the last ones are nonlinear or complex.
 TASKS = (
@@ -32,6 +32,7 @@ TASKS = (
     "phase_retrieval",
     "nonlinear_deblur",
 )
+#: Of these, the nonlinear ones.
 NONLINEAR = ("phase_retrieval", "nonlinear_deblur")
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -135,10 +136,12 @@ def for_task(
     fitting = {int(budget): entry for budget, entry in budgets.items() if int(budget) <= evaluations}
     fitting = {budget: entry for budget, entry in fitting.items() if _holds(entry, strength or {})}
     if fitting:
-        return _settings(fitting[max(fitting)])
-    if task == "phase_retrieval":
-        return {"looks": schedules.annealed(evaluations), "start": "zero", "guidance": "gauss_newton"}
-    return untuned(evaluations) | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
+        chain = _settings(fitting[max(fitting)])
+    elif task == "phase_retrieval":
+        chain = {"looks": schedules.annealed(evaluations), "start": "zero"}
+    else:
+        chain = untuned(evaluations)
+    return chain | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
 
 
 def for_operator(

@@ -33,7 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--noise-std", type=float, default=0.02, metavar="S", help="of the measurement, on [0, 1] (0.02)"
     )
-    parser.add_argument("--start", default="smooth", metavar="NAME", help="smooth (default) or zero")
+    parser.add_argument("--start", metavar="NAME", help="smooth (default; not for nonlinear tasks) or zero")
     add_operator(parser)
 
     search = parser.add_argument_group("search options")
