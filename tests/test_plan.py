@@ -119,19 +119,34 @@ def test_options_follow_the_reference(backend: str, options: dict[str, object]) 
     assert_chains_agree(run(op, y, backend=backend, **options), run(op, y, backend="reference", **options))
 
 
-def test_the_smooth_start_is_the_minimiser() -> None:
+STARTS = {
+    "mask": (operators.Inpainting(mask((9, 11))), "replicate"),
+    "reflected Gaussian": (operators.GaussianBlur(1.2), "replicate"),
+    "circular Gaussian": (operators.GaussianBlur(1.2, "circular"), "circular"),
+    "circular blur": (operators.Blur(torch.rand(3, 5, generator=torch.Generator().manual_seed(1))), "circular"),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_smooth_start_is_the_minimiser(name: str) -> None:
     """Against the dense normal equations; two hundred conjugate gradient steps solve a problem of 99 pixels."""
-    op = operators.Inpainting(mask((9, 11)))
+    op, edge = STARTS[name]
     y = measure(op).double()[:1, :1]
     basis = torch.eye(99, dtype=torch.float64).reshape(99, 1, 9, 11)
-    padded = torch.nn.functional.pad(basis, (1, 1, 1, 1), mode="replicate")
+    padded = torch.nn.functional.pad(basis, (1, 1, 1, 1), mode=edge)
     neighbours = padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] + padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
     laplacian = (4 * basis - neighbours).reshape(99, 99)
-    normal = torch.diag(mask((9, 11)).double().flatten()) + 0.02 * laplacian @ laplacian
-    expected = torch.linalg.solve(normal, (y * mask((9, 11))).flatten())
+    normal = op.normal(basis).reshape(99, 99) + 0.02 * laplacian.mT @ laplacian
+    expected = torch.linalg.solve(normal, op.adjoint(y).flatten())
     made = smooth_start(y, op, (1, 1, 9, 11), iterations=200).flatten()
     # Float64, condition number about 1e4: rounding leaves 1e-12.
     assert (made - expected).norm() / expected.norm() < 1e-9
+
+
+def test_the_smooth_start_refuses_what_is_no_measurement() -> None:
+    for op, _ in STARTS.values():
+        with pytest.raises(ValueError, match=r"`y` must have shape \(1, 1, 9, 11\), got \(1, 1, 9, 10\)"):
+            smooth_start(torch.zeros(1, 1, 9, 10), op, (1, 1, 9, 11))
 
 
 @pytest.mark.parametrize("backend", FAST)

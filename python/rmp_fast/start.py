@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._checks import check_shape
 from .operators import LinearOperator
 from .operators.conjugate_gradients import conjugate_gradients
+from .operators.forms import Spectral
+from .operators.items import pseudo_reciprocal
 from .ranges import phase
 
 __all__ = ["smooth_start"]
@@ -15,15 +18,18 @@ __all__ = ["smooth_start"]
 def smooth_start(
     y: Tensor, op: LinearOperator, image_shape: tuple[int, ...], weight: float = 0.02, iterations: int | None = None
 ) -> Tensor:
-    r"""argmin_x ||A x - y||^2 + weight ||Laplacian x||^2, close to it: conjugate gradients from 0.
+    r"""argmin_x ||A x - y||^2 + weight ||Laplacian x||^2.
 
     For a mask this is nearly biharmonic interpolation, for blocks a smooth enlargement, for a blur a regularised
-    inverse.
+    inverse. Beyond the edge the image goes on flat; for a circular blur it wraps around.
+
+    Where the basis of the operator's form diagonalises the Laplacian too, this is the closed form; else close to it,
+    conjugate gradients from 0.
 
     Args:
         y: measurements (B, ...) of a linear ``op``, from images on [-1, 1].
         image_shape: (B, C, H, W) of the result.
-        weight: of the smoothness; beyond the edge the image goes on flat.
+        weight: of the smoothness.
         iterations: steps of the conjugate gradients, each one A, one adjoint and two Laplacians; default
             ``op.start_iterations``.
 
@@ -37,8 +43,13 @@ def smooth_start(
     def hessian(x: Tensor) -> Tensor:
         return op.normal(x).add(_laplacian(_laplacian(x)), alpha=weight)
 
-    steps = op.start_iterations if iterations is None else iterations
+    check_shape("y", y, op.measurement_shape(image_shape))
     with phase("start"):
+        form = op.form(image_shape, y.device, y.dtype)
+        if isinstance(form, Spectral) and form.laplacian is not None and form.complete:
+            inverse = pseudo_reciprocal(form.energy + weight * form.laplacian.square())
+            return form.synthesis(form.project(y) * inverse)
+        steps = op.start_iterations if iterations is None else iterations
         return conjugate_gradients(hessian, op.adjoint(y, image_shape), steps).solution
 
 

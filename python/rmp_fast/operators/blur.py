@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -51,26 +52,25 @@ class GaussianBlur(Separable):
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
         """Spectral; by :mod:`.cosine` where that serves the boundary and is faster than matrices, on processors."""
         _, channels, height, width = self.measurement_shape(image_shape)
+        known = self.boundary in ("reflect", "circular")
+        laplacian = _laplacian(height, width, self.boundary).to(device, dtype) if known else None
         if self.boundary != "reflect" or device.type != "cpu" or not cosine.is_fast(height, width):
-            return super().form(image_shape, device, dtype)
-        twiddles, s = self._cosine(height, width, dtype)
-
-        def analysis(x: Tensor) -> Tensor:
-            return cosine.analysis(x, twiddles)
-
-        def synthesis(c: Tensor) -> Tensor:
-            return cosine.synthesis(c, twiddles)
+            form = super().form(image_shape, device, dtype)
+            assert isinstance(form, Spectral)
+            return dataclasses.replace(form, laplacian=laplacian)
+        s = self._cosine_values(height, width, dtype)
 
         def project(y: Tensor) -> Tensor:
-            return s * analysis(y)
+            return s * cosine.analysis(y)
 
-        return Spectral(analysis, synthesis, project, s.square().expand(1, channels, *s.shape).contiguous(), True)
+        energy = s.square().expand(1, channels, height, width).contiguous()
+        in_place = cosine.analysis_in_place, cosine.synthesis_in_place
+        return Spectral(cosine.analysis, cosine.synthesis, project, energy, True, laplacian, in_place)
 
     @derived
-    def _cosine(self, height: int, width: int, dtype: torch.dtype) -> tuple[cosine.Twiddles, Tensor]:
-        twiddles = cosine.twiddles(height, width, dtype.to_complex())
-        s = cosine.values(*(self._axis_factors(n).s for n in (height, width)))
-        return twiddles, significant(s, dtype).to(dtype)
+    def _cosine_values(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        vertical, horizontal = (self._axis_factors(n).s for n in (height, width))
+        return significant(torch.outer(vertical, horizontal), dtype).to(dtype)
 
     def _apply(self, x: Tensor) -> Tensor:
         taps = self._taps_on(x.device, x.dtype)
@@ -181,7 +181,8 @@ class Blur(LinearOperator):
             return circulant.seen.conj() * analysis(y)
 
         energy = circulant.energy.expand(1, channels, -1, -1).contiguous()
-        return Spectral(analysis, synthesis, project, energy, complete=True)
+        laplacian = _laplacian(height, width, "circular")[:, : width // 2 + 1].to(device, dtype)
+        return Spectral(analysis, synthesis, project, energy, True, laplacian)
 
     def _apply(self, x: Tensor) -> Tensor:
         if self.boundary == "circular":
@@ -250,6 +251,13 @@ def margins(kernel_size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int
     """Samples that a convolution needs before and after each axis, for kernels of (kh, kw)."""
     height, width = kernel_size
     return ((height - 1 - height // 2, height // 2), (width - 1 - width // 2, width // 2))
+
+
+def _laplacian(height: int, width: int, boundary: str) -> Tensor:
+    """2 cos(w) - 2 summed over both axes, float64 (H, W): w = pi k / n where the boundary reflects, 2 pi k / n else."""
+    period = 1 if boundary == "reflect" else 2
+    vertical, horizontal = (2 * (period * math.pi / n * torch.arange(n).double()).cos() - 2 for n in (height, width))
+    return vertical[:, None] + horizontal
 
 
 def _filter(x: Tensor, response: Tensor) -> Tensor:
