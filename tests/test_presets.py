@@ -75,21 +75,24 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
 
 
 @pytest.mark.parametrize(
-    ("task", "strength", "tuned"),
+    ("prior", "task", "strength", "tuned"),
     [
-        ("gaussian_deblur", {}, True),
-        ("gaussian_deblur", {"blur_std": 2.0, "noise_std": 0.05}, True),
-        ("gaussian_deblur", {"blur_std": 1.0}, False),
-        ("inpaint_random", {"noise_std": 0.1}, True),
-        ("inpaint_random", {"noise_std": 0.3}, False),
-        ("sr4", {"noise_std": 0.3}, True),
+        ("photo", "gaussian_deblur", {}, True),
+        ("photo", "gaussian_deblur", {"blur_std": 2.0, "noise_std": 0.05}, True),
+        ("photo", "gaussian_deblur", {"blur_std": 1.0}, False),
+        ("photo", "inpaint_random", {"noise_std": 0.1}, True),
+        ("photo", "inpaint_random", {"noise_std": 0.3}, False),
+        ("photo", "sr4", {"noise_std": 0.3}, True),
+        ("fashion", "inpaint_box", {"noise_std": 0.1}, True),
+        ("fashion", "inpaint_box", {"noise_std": 0.2}, False),
+        ("fashion", "inpaint_random", {"noise_std": 0.3}, True),
     ],
 )
 def test_presets_are_not_taken_where_they_were_found_to_lose(
-    task: str, strength: dict[str, float], tuned: bool
+    prior: str, task: str, strength: dict[str, float], tuned: bool
 ) -> None:
     for found in (rmp.presets.for_task, rmp.presets.for_operator):
-        assert ("looks" in found(task, "photo", 20, strength=strength)) == tuned
+        assert ("looks" in found(task, prior, 20, strength=strength)) == tuned
 
 
 @pytest.mark.parametrize(

@@ -45,17 +45,17 @@ FIELDS = (
 )
 
 
-def random_masks(count: int, size: tuple[int, int]) -> Tensor:
-    return torch.stack([operators.random_mask((1, *size), 0.7, seed=FIRST + index) for index in range(count)])
+def random_masks(count: int, size: tuple[int, int], first: int) -> Tensor:
+    return torch.stack([operators.random_mask((1, *size), 0.7, seed=first + index) for index in range(count)])
 
 
-# The operator for a number of images of one size, the box in proportion to it.
-TASKS: dict[str, Callable[[int, tuple[int, int]], operators.Operator]] = {
-    "inpaint_random": lambda count, size: operators.Inpainting(random_masks(count, size)),
-    "inpaint_box": lambda count, size: operators.Inpainting(operators.box_mask(size, size[0] * 3 // 8)),
-    "sr4": lambda count, size: operators.SuperResolution(4),
-    "gaussian_deblur": lambda count, size: operators.GaussianBlur(1.5 if size == SIZES["fashion"] else 2.0),
-    "motion_deblur": lambda count, size: operators.Blur(
+# The operator for a number of images of one size, from number ``first`` on; the box in proportion to the size.
+TASKS: dict[str, Callable[[int, tuple[int, int], int], operators.Operator]] = {
+    "inpaint_random": lambda count, size, first: operators.Inpainting(random_masks(count, size, first)),
+    "inpaint_box": lambda count, size, first: operators.Inpainting(operators.box_mask(size, size[0] * 3 // 8)),
+    "sr4": lambda count, size, first: operators.SuperResolution(4),
+    "gaussian_deblur": lambda count, size, first: operators.GaussianBlur(1.5 if size == SIZES["fashion"] else 2.0),
+    "motion_deblur": lambda count, size, first: operators.Blur(
         operators.motion_kernel(9 if size == SIZES["fashion"] else 15, 45)
     ),
 }
@@ -63,7 +63,7 @@ TASKS: dict[str, Callable[[int, tuple[int, int]], operators.Operator]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method at a budget; ``settings`` are added to the authors' for the task unless ``tuned``."""
+    """A method at a budget; ``settings`` are added to the authors' for the task, or instead of the tuned ones."""
 
     label: str
     method: str
@@ -81,40 +81,56 @@ def rows(samples: int) -> list[Row]:
     for n in (20, 100):
         found += [
             Row(f"ddrm-{n}", "ddrm", n),
-            Row(f"ddrm-{n} tuned", "ddrm", n, tuned_settings("ddrm", n), tuned=True),
+            Row(f"ddrm-{n} tuned", "ddrm", n, tuned=True),
             Row(f"diffpir-{n}", "diffpir", n),
-            Row(f"diffpir-{n} tuned", "diffpir", n, tuned_settings("diffpir", n), tuned=True),
+            Row(f"diffpir-{n} tuned", "diffpir", n, tuned=True),
         ]
     return [
         *found,
         Row("ddrm-100 quiet", "ddrm", 100, {"noise_scale": math.sqrt(0.5)}, tuned=True),
         Row("pigdm-100", "pigdm", 100),
         Row("pigdm-100 score", "pigdm", 100, {"weight": "score"}),
+        Row("pigdm-100 tuned", "pigdm", 100, tuned=True),
         Row("reddiff-1000", "reddiff", 1000),
+        Row("reddiff-1000 tuned", "reddiff", 1000, tuned=True),
         Row("daps-1000", "daps", 1000),
+        Row("daps-1000 tuned", "daps", 1000, tuned=True),
         Row("dps-1000", "dps", 1000),
+        Row("dps-1000 tuned", "dps", 1000, tuned=True),
         Row(f"{samples} x ddrm-100", "ddrm", 100, samples=samples),
     ]
 
 
 def problem(
-    task: str, count: int, cache: pathlib.Path, prior: str = "fashion"
+    task: str, count: int, cache: pathlib.Path, prior: str = "fashion", first: int = FIRST
 ) -> tuple[Tensor, operators.Operator, Tensor]:
     """Images, operator and measurements; mask and noise of an image do not depend on ``count``."""
     if prior == "fashion":
-        truth = torch.from_numpy(fashion_images(cache, "test")[FIRST : FIRST + count]).float() / 127.5 - 1
+        truth = torch.from_numpy(fashion_images(cache, "test")[first : first + count]).float() / 127.5 - 1
     else:
         truth = central_crops()[:count]
-    op = TASKS[task](count, SIZES[prior])
+    op = TASKS[task](count, SIZES[prior], first)
     y = op.A(truth)
     for index, item in enumerate(y):
-        item += NOISE * torch.randn(item.shape, generator=torch.Generator().manual_seed(FIRST + index))
+        item += NOISE * torch.randn(item.shape, generator=torch.Generator().manual_seed(first + index))
     return truth, op, op.A(y) if isinstance(op, operators.Inpainting) else y
+
+
+def exists(row: Row, task: str, prior: str) -> bool:
+    """Whether anything was tuned, for a row of what was."""
+    if not row.tuned or row.settings:
+        return True
+    if row.method == "rmp":
+        return str(row.evaluations) in rmp.presets.tables(prior).get(task, {})
+    return tuned_settings(row.method, row.evaluations, task, prior) is not None
 
 
 def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int, ...], prior: Any) -> rmp.Estimate:
     if row.method != "rmp":
-        settings = row.settings if row.tuned else {**baselines.paper_settings(row.method, task), **row.settings}
+        if row.tuned:
+            settings = row.settings or tuned_settings(row.method, row.evaluations, task, prior.name) or {}
+        else:
+            settings = {**baselines.paper_settings(row.method, task), **row.settings}
         return baselines.reconstruct(
             row.method, y, op, prior, NOISE, evaluations=row.evaluations, samples=row.samples, shape=shape, **settings
         )
@@ -187,11 +203,7 @@ def main() -> None:
         for task in TASKS:
             if args.print or (row.label, task) in done or (args.rows and row.label not in args.rows):
                 continue
-            if (
-                row.method == "rmp"
-                and row.tuned
-                and str(row.evaluations) not in rmp.presets.tables(args.prior).get(task, {})
-            ):
+            if not exists(row, task, args.prior):
                 continue
             truth, op, y = problem(task, count, args.data, args.prior)
             estimate = run(row, task, op, y, tuple(truth.shape), prior)

@@ -1,54 +1,98 @@
 """How far presets carry: ``python benchmarks/quality/preset_range.py``.
 
-Presets of the ``photo`` prior were tuned for one strength of each degradation and one noise level. This restores
-three photographs with others, by the preset and by the untuned chain of as many evaluations, and prints the mean PSNR
-of both.
+Presets were tuned for one strength of each degradation and one noise level. This restores images with others, by the
+preset and by the untuned chain of as many evaluations, and prints the mean PSNR of both: three photographs for the
+``photo`` prior, Fashion-MNIST test images from number 5000 on for ``fashion``.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
 import torch
 from photos import photos, psnr
+from torch import Tensor
 
 import rmp_fast as rmp
 from rmp_fast import operators
+from rmp_fast.training.data import fashion_images
 
-NOISE = 0.04
-SIZE = (128, 128)
+Make = Callable[[float], operators.LinearOperator]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The strengths to try of one task; the first is what its preset was tuned for."""
+
+    task: str
+    unit: str
+    make: Make
+    strengths: tuple[float, ...]
+
+
+def ranges(name: str, size: tuple[int, int]) -> list[Range]:
+    def missing(percent: float) -> operators.LinearOperator:
+        return operators.Inpainting(operators.random_mask(size, percent / 100, seed=1))
+
+    def box(side: float) -> operators.LinearOperator:
+        return operators.Inpainting(operators.box_mask(size, int(side)))
+
+    def motion(length: float) -> operators.LinearOperator:
+        return operators.Blur(operators.motion_kernel(length, 45))
+
+    def shared(boxes: tuple[float, ...], stds: tuple[float, ...], lengths: tuple[float, ...]) -> list[Range]:
+        return [
+            Range("inpaint_random", "% missing", missing, (70, 30, 50, 90, 97)),
+            Range("inpaint_box", "pixels", box, boxes),
+            Range("sr4", "times", lambda factor: operators.SuperResolution(int(factor)), (4,)),
+            Range("gaussian_deblur", "pixels", operators.GaussianBlur, stds),
+            Range("motion_deblur", "pixels", motion, lengths),
+        ]
+
+    if name == "fashion":
+        return shared((12, 6, 9, 16, 20), (1.5, 0.5, 1.0, 2.0, 3.0), (9, 3, 5, 13, 17))
+    return shared((48, 16, 32, 64), (2.0, 0.5, 1.0, 1.5, 4.0, 6.0), (15, 5, 25, 35))
 
 
 def main() -> None:
-    truth, prior = photos(), rmp.priors.load("photo")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", choices=("photo", "fashion"), default="photo", help="and its images (photo)")
+    parser.add_argument("--count", type=int, default=32, help="images of Fashion-MNIST (32)")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
+    arguments = parser.parse_args()
+    prior, name = rmp.priors.load(arguments.prior), arguments.prior
+    if name == "photo":
+        truth, tuned_noise = photos(), 0.04
+    else:
+        images = fashion_images(arguments.data, "test")[5000 : 5000 + arguments.count]
+        truth, tuned_noise = torch.from_numpy(images).float() / 127.5 - 1, 0.05
 
-    def compare(label: str, task: str, op: operators.LinearOperator, noise: float) -> None:
+    def gain(task: str, op: operators.LinearOperator, noise: float) -> tuple[Tensor, Tensor]:
+        """PSNR per image of the untuned chain, and what the preset adds."""
         y = op.A(truth)
         y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
         if isinstance(op, operators.Inpainting):
             y = op.A(y)
-        means = []
-        for settings in ({}, rmp.presets.for_task(task, prior, 20)):
-            estimate = rmp.Plan(op, prior, tuple(truth.shape), noise, **settings).execute(y)
-            means.append(psnr(estimate.mean, truth).mean().item())
-        print(f"{task:16s} {label:22s} {means[0]:8.2f} {means[1]:8.2f} {means[1] - means[0]:+8.2f}", flush=True)
+        untuned, preset = (
+            psnr(rmp.Plan(op, prior, tuple(truth.shape), noise, **settings).execute(y).mean, truth)
+            for settings in (rmp.presets.untuned(20), rmp.presets.for_task(task, prior, 20))
+        )
+        return untuned, preset - untuned
 
-    tuned = {
-        "inpaint_random": operators.Inpainting(operators.random_mask(SIZE, 0.7, seed=1)),
-        "sr4": operators.SuperResolution(4),
-        "gaussian_deblur": operators.GaussianBlur(2),
-        "motion_deblur": operators.Blur(operators.motion_kernel(15, 45)),
-    }
-    print(f"{'task':16s} {'':22s} {'untuned':>8s} {'preset':>8s} {'gain':>8s}")
-    for missing in (0.3, 0.5, 0.9, 0.97):
-        op = operators.Inpainting(operators.random_mask(SIZE, missing, seed=1))
-        compare(f"{missing:.0%} missing", "inpaint_random", op, NOISE)
-    for std in (0.5, 1.0, 1.5, 4.0, 6.0):
-        compare(f"{std} pixels", "gaussian_deblur", operators.GaussianBlur(std), NOISE)
-    for length in (5, 25, 35):
-        op = operators.Blur(operators.motion_kernel(length, 45))
-        compare(f"{length} pixels", "motion_deblur", op, NOISE)
-    for task, op in tuned.items():
-        for noise in (0.005, 0.02, NOISE, 0.1, 0.3):
-            compare(f"noise {noise}", task, op, noise)
+    print(f"{'task':16s} {'':14s} {'noise':>8s} {'untuned':>8s} {'preset':>8s} {'gain':>8s}")
+    for each in ranges(name, (int(truth.shape[2]), int(truth.shape[3]))):
+        at = [(strength, tuned_noise) for strength in each.strengths]
+        at += [(each.strengths[0], noise) for noise in (0.005, 0.02, 0.1, 0.2, 0.3)]
+        for strength, noise in at:
+            untuned, more = gain(each.task, each.make(strength), noise)
+            label = f"{strength:g} {each.unit}"
+            print(
+                f"{each.task:16s} {label:14s} {noise:8g} {untuned.mean():8.2f} {(untuned + more).mean():8.2f} "
+                f"{more.mean():+8.2f}", flush=True,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

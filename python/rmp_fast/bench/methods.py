@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +29,9 @@ __all__ = [
     "METHODS",
     "OURS",
     "SAMPLES",
+    "TUNED",
     "arms",
+    "as_settings",
     "eager_chain",
     "plan_normals",
     "tuned_settings",
@@ -89,18 +94,43 @@ EQUAL = 20  # evaluations of the methods without a budget of their own
 CHECKED_TWICE = 400
 
 
-def tuned_settings(name: str, evaluations: int) -> dict[str, Any] | None:
+#: What ``benchmarks/quality/tune_baselines.py`` found: prior -> method -> evaluations -> task -> settings.
+TUNED = pathlib.Path(__file__).parent / "tuned.json"
+
+
+def as_settings(name: str, evaluations: int, found: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a method from those of a search, which has ``low`` and ``high`` in place of a schedule.
+
+    An empty search found nothing better than the authors' settings.
+    """
+    settings = dict(found)
+    if settings and baselines.get(name).on_timesteps:
+        settings["schedule"] = schedules.log(evaluations - 1, settings.pop("low"), settings.pop("high"))
+    return settings
+
+
+def tuned_settings(name: str, evaluations: int, task: str = "", prior: str = "") -> dict[str, Any] | None:
     """The best settings of a baseline found on Fashion-MNIST test images 0 to 7, or None where none were sought.
 
-    The authors' grids are made for 256 x 256 photographs; what helps is the grid of levels that RMP starts from.
+    For the prior and the task where they were sought for those, else the best for all tasks together. The authors'
+    grids are made for 256 x 256 photographs; what helps is the grid of levels that RMP starts from.
     """
-    found: dict[str, dict[str, Any]] = {
+    found = _tuned().get(prior, {}).get(name, {}).get(str(evaluations), {}).get(task)
+    if found is not None:
+        return as_settings(name, evaluations, found) or baselines.paper_settings(name, task)
+    shared: dict[str, dict[str, Any]] = {
         "ddrm": {"eta": 1.0},
         "diffpir": {"strength": 1.0, "zeta": 1.0},
     }
-    if name not in found or evaluations < 2:
+    if name not in shared or evaluations < 2:
         return None
-    return {**found[name], "schedule": schedules.log(evaluations - 1, 0.05, 20.0)}
+    return {**shared[name], "schedule": schedules.log(evaluations - 1, 0.05, 20.0)}
+
+
+@functools.cache
+def _tuned() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    return found
 
 
 def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = None) -> tuple[list[Arm], dict[str, str]]:
@@ -138,7 +168,7 @@ def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
     if name == "average":
         return [_baseline(problem, name, "ddrm", budget, "authors", samples=SAMPLES)]
     found = [_baseline(problem, name, name, budget, "authors")]
-    settings = tuned_settings(name, budget)
+    settings = tuned_settings(name, budget, problem.task, problem.prior.name)
     if settings is not None:
         found.append(_baseline(problem, name, name, budget, "tuned", settings))
     return found

@@ -259,6 +259,8 @@ def _load(options: argparse.Namespace) -> tuple[Sequence[Sequence[Pixels]], int]
             pyramids = [[a for a in levels if min(a.shape[1:]) >= side] for levels in data.photo_pyramid(options.data)]
         except (RuntimeError, ImportError, OSError) as error:
             raise UsageError(f"`--images` {options.images}: {error}") from error
+        if options.task == "mri":  # which is grey
+            pyramids = [[a.mean(0, keepdims=True).round().astype(np.uint8) for a in levels] for levels in pyramids]
         return [levels for levels in pyramids if levels], side
     folder = pathlib.Path(options.images)
     if not folder.exists():
