@@ -20,7 +20,7 @@ import rmp_fast as rmp
 from rmp_fast import operators
 from rmp_fast.training.data import fashion_images
 
-Make = Callable[[float], operators.LinearOperator]
+Make = Callable[[float], operators.Operator]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,20 @@ class Range:
 
 
 def ranges(name: str, size: tuple[int, int]) -> list[Range]:
-    def missing(percent: float) -> operators.LinearOperator:
+    def missing(percent: float) -> operators.Operator:
         return operators.Inpainting(operators.random_mask(size, percent / 100, seed=1))
 
-    def box(side: float) -> operators.LinearOperator:
+    def box(side: float) -> operators.Operator:
         return operators.Inpainting(operators.box_mask(size, int(side)))
 
-    def motion(length: float) -> operators.LinearOperator:
+    def motion(length: float) -> operators.Operator:
         return operators.Blur(operators.motion_kernel(length, 45))
+
+    def shake(length: float) -> operators.Operator:
+        return operators.NonlinearBlur(operators.camera_shake(1, length, length / 3))
+
+    def scan(acceleration: float) -> operators.Operator:
+        return operators.MRI(operators.cartesian_mask(size, acceleration, seed=1))
 
     def shared(boxes: tuple[float, ...], stds: tuple[float, ...], lengths: tuple[float, ...]) -> list[Range]:
         return [
@@ -53,13 +59,21 @@ def ranges(name: str, size: tuple[int, int]) -> list[Range]:
         ]
 
     if name == "fashion":
-        return shared((12, 6, 9, 16, 20), (1.5, 0.5, 1.0, 2.0, 3.0), (9, 3, 5, 13, 17))
-    return shared((48, 16, 32, 64), (2.0, 0.5, 1.0, 1.5, 4.0, 6.0), (15, 5, 25, 35))
+        return [
+            *shared((12, 6, 9, 16, 20), (1.5, 0.5, 1.0, 2.0, 3.0), (9, 3, 5, 13, 17)),
+            Range("mri", "times", scan, (4, 2, 8)),
+            Range("nonlinear_deblur", "pixels", shake, (1.6, 0.8, 2.5, 4)),
+        ]
+    return [
+        *shared((48, 16, 32, 64), (2.0, 0.5, 1.0, 1.5, 4.0, 6.0), (15, 5, 25, 35)),
+        Range("nonlinear_deblur", "pixels", shake, (4.8, 2.4, 8, 12)),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", choices=("photo", "fashion"), default="photo", help="and its images (photo)")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="only these (all)")
     parser.add_argument("--count", type=int, default=32, help="images of Fashion-MNIST (32)")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
     arguments = parser.parse_args()
@@ -70,20 +84,24 @@ def main() -> None:
         images = fashion_images(arguments.data, "test")[5000 : 5000 + arguments.count]
         truth, tuned_noise = torch.from_numpy(images).float() / 127.5 - 1, 0.05
 
-    def gain(task: str, op: operators.LinearOperator, noise: float) -> tuple[Tensor, Tensor]:
+    def gain(task: str, op: operators.Operator, noise: float) -> tuple[Tensor, Tensor]:
         """PSNR per image of the untuned chain, and what the preset adds."""
         y = op.A(truth)
         y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
         if isinstance(op, operators.Inpainting):
             y = op.A(y)
+        if isinstance(op, operators.MRI):
+            y = y * op.mask.to(y)
         untuned, preset = (
             psnr(rmp.Plan(op, prior, tuple(truth.shape), noise, **settings).execute(y).mean, truth)
-            for settings in (rmp.presets.untuned(20), rmp.presets.for_task(task, prior, 20))
+            for settings in (rmp.presets.for_task(task, "none", 20), rmp.presets.for_task(task, prior, 20))
         )
         return untuned, preset - untuned
 
     print(f"{'task':16s} {'':14s} {'noise':>8s} {'untuned':>8s} {'preset':>8s} {'gain':>8s}")
     for each in ranges(name, (int(truth.shape[2]), int(truth.shape[3]))):
+        if arguments.tasks and each.task not in arguments.tasks:
+            continue
         at = [(strength, tuned_noise) for strength in each.strengths]
         at += [(each.strengths[0], noise) for noise in (0.005, 0.02, 0.1, 0.2, 0.3)]
         for strength, noise in at:
