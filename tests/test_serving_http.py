@@ -367,7 +367,9 @@ def test_questions(service: Service) -> None:
     info = talk(service, lambda client: client.get("/v1/info")).json()
     assert info["priors"] == ["fashion"]
     assert info["limits"]["max_pixels"] == 4096
-    assert "mri" not in info["operators"]
+    assert {"mri", "phase_retrieval", "nonlinear_deblur"} < set(info["operators"])
+    assert {"maps", "starts", "gamma"} < set(info["options"])
+    assert (info["limits"]["max_coils"], info["limits"]["max_starts"]) == (32, 16)
     assert talk(service, lambda client: client.get("/healthz")).json() == {"status": "ok"}
     assert talk(service, lambda client: client.get("/readyz")).json() == {"status": "ready"}
 
@@ -429,6 +431,9 @@ def test_a_prior_of_ones_own_with_what_was_tuned_for_it(tmp_path: Any) -> None:
     ("warm", "message"),
     [
         (Warm("blur", (1, 32, 32), "fashion"), "`warm` blur: `kernel` must be given for blur"),
+        (Warm("mri", (1, 32, 32), "fashion"), "`warm` mri: `mask` must be given for mri"),
+        (Warm("nonlinear_deblur", (1, 32, 32), "fashion"), "`warm` nonlinear_deblur: `kernel` must be given"),
+        (Warm("phase_retrieval", (3, 32, 32), "fashion"), "`warm` phase_retrieval: .* takes grey pictures"),
         (Warm("sr4", (1, 30, 32), "fashion"), "`warm` sr4: height and width must be multiples of `factor` = 4"),
         (Warm("sr4", (3, 32, 32), "fashion"), "for the prior 'fashion'"),
     ],
