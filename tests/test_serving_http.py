@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_requests import Wrong, grey, npy, png, wrong_requests
+from serving_requests import Wrong, grey, npy, png, samples, wrong_requests
 from test_presets import LOOKS
 
 import rmp_fast as rmp
@@ -108,6 +108,17 @@ def test_an_answer_is_the_image_of_a_direct_call_and_says_how_it_was_made(servic
     assert len(head["x-rmp-settings"]) == 64
     other = post(service, GOOD | {"seed": "8"}, {"image": npy(y)}).headers["x-rmp-settings"]
     assert other != head["x-rmp-settings"]
+
+
+def test_samples_of_coils_come_with_their_mask_and_maps(service: Service) -> None:
+    maps = rmp.operators.coil_maps(2, (16, 16)).to(torch.complex64).numpy()
+    files = {"image": npy(samples(2, 16, 16)), "mask": png(np.ones((1, 16, 16))), "maps": npy(maps)}
+    for kind in ("npy", "png", "jpeg"):
+        response = post(service, GOOD | {"operator": "mri", "format": kind}, files)
+        assert response.status_code == 200, response.text
+        assert response.headers["x-rmp-shape"] == "1x16x16"
+        if kind != "npy":
+            assert images.probe(response.content) == images.ImageHeader((1, 16, 16), 16 if kind == "png" else 8)
 
 
 @pytest.mark.parametrize(("kind", "depth"), [("png", 8), ("png", 16), ("jpeg", 8)])
