@@ -321,6 +321,7 @@ def wrong_requests() -> list[Wrong]:
             coils | {"maps": npy(np.full((2, 16, 16), 1e300, "c16"))},
         ),
         case("maps as a picture", 415, "`maps` must be a .npy file", mri, coils | {"maps": png(grey(16, 16))}),
+        case("npz of samples", 415, "`image` must be a .npy file, got a file", mri, scan | {"image": b"PK\x03\x04"}),
         case(
             "maps too wide", 413, "`maps` must have at most 1024 pixels a side, got (1, 1, 1025)", mri,
             scan | {"maps": npy(samples(1, 1, 1025))},

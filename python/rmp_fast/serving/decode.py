@@ -40,13 +40,15 @@ _START_OF_SCAN = b"\xff\xda"
 _MOST_SCANS = 100  # progressive files have about ten; each costs a pass over the whole picture for a few bytes
 
 
-def is_array(name: str, data: bytes) -> bool:
-    """Whether an upload is a .npy file; RequestError where it is neither that nor PNG nor JPEG."""
+def is_array(name: str, data: bytes, pictures: bool = True) -> bool:
+    """Whether an upload is a .npy file; RequestError where it is neither that nor, with ``pictures``, PNG or JPEG."""
     if data.startswith(_NPY):
         return True
-    if not data.startswith((_PNG, _JPEG)):
-        what = "an empty file" if not data else f"a file that begins with {data[:4].hex(' ')}"
-        raise not_acceptable(f"`{name}` must be a PNG, JPEG or .npy file, got {what}")
+    picture = data.startswith((_PNG, _JPEG))
+    if not (picture and pictures):
+        what = "a picture" if picture else f"a file that begins with {data[:4].hex(' ')}" if data else "an empty file"
+        kinds = "PNG, JPEG or .npy" if pictures else ".npy"
+        raise not_acceptable(f"`{name}` must be a {kinds} file, got {what}")
     return False
 
 

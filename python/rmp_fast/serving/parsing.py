@@ -23,7 +23,7 @@ from ..cli.usage import UsageError
 from ..priors import Prior
 from . import decode
 from .config import OPERATORS, OPTIONS, Config
-from .refusals import invalid, not_acceptable, too_large
+from .refusals import invalid, too_large
 
 __all__ = ["FIELDS", "FILES", "FORMATS", "Job", "in_fields", "parse", "settings_of"]
 
@@ -241,8 +241,7 @@ def _magnitudes(name: str, data: bytes, config: Config) -> NDArray[Any]:
 
 def _numbers(name: str, data: bytes, config: Config, allowed: decode.Numbers) -> NDArray[Any]:
     """An array that is no picture."""
-    if not decode.is_array(name, data):
-        raise not_acceptable(f"`{name}` must be a .npy file, got a picture, which cannot hold what was measured")
+    decode.is_array(name, data, pictures=False)
     return decode.array(name, data, config.max_pixels, allowed)
 
 
