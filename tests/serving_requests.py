@@ -29,6 +29,11 @@ def grey(height: int = 8, width: int = 8, channels: int = 1, seed: int = 0) -> n
     return np.random.default_rng(seed).random((channels, height, width), dtype=np.float32)
 
 
+def samples(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+
 @dataclasses.dataclass
 class Wrong:
     """A request that must be refused."""
@@ -72,6 +77,13 @@ def wrong_requests() -> list[Wrong]:
     cut = png(grey(32, 32))
     inpaint = {"operator": "inpainting", "noise_std": "0.05"}
     blur = {"operator": "blur", "noise_std": "0.05"}
+    mri = {"operator": "mri", "noise_std": "0.05"}
+    phase = {"operator": "phase_retrieval", "noise_std": "0.05"}
+    shaken = {"operator": "nonlinear_deblur", "noise_std": "0.05"}
+    scan = {"image": npy(samples(16, 16)), "mask": npy(np.ones((16, 16)))}
+    coils = {"image": npy(samples(2, 16, 16)), "mask": scan["mask"]}
+    spectrum = {"image": npy(grey(32, 32))}
+    kernels = {"kernel": npy(np.ones((2, 2, 3, 3)))}
     header = "{'descr': '%s', 'fortran_order': False, 'shape': %s, }"
 
     def case(name: str, status: int, message: str, fields: dict[str, str], files: dict[str, bytes]) -> Wrong:
@@ -91,7 +103,6 @@ def wrong_requests() -> list[Wrong]:
         case("no noise", 422, "`noise_std` must be given: the standard deviation", without("noise_std"), image),
         case("no image", 422, "`image` must be given", good, {}),
         case("misspelt operator", 422, "did you mean 'sr4'", good | {"operator": "sr5"}, image),
-        case("operator not offered", 422, "`operator` must be one of", good | {"operator": "mri"}, image),
         case("unknown field", 422, "`field` must be one of", good | {"sede": "1"}, image),
         case("unknown file", 422, "`file` must be one of", good, image | {"picture": b"x"}),
         case("image as a field", 400, "`image` must be sent as a file", good | {"image": "/etc/passwd"}, {}),
@@ -254,7 +265,103 @@ def wrong_requests() -> list[Wrong]:
         case("two channels", 422, "with C = 1 or 3", good, {"image": npy(grey(channels=2))}),
         case("a signal", 422, "`image` must have shape (H, W)", good, {"image": npy(np.zeros(8, "f4"))}),
         case("colour for a grey prior", 422, "for the prior 'fashion'", good, {"image": npy(grey(channels=3))}),
-    ]
+        case("no samples", 422, "`image` must be given: the measurement, a .npy file", mri, {"mask": scan["mask"]}),
+        case("samples as a picture", 415, "`image` must be a .npy file, got a picture", mri, scan | {"image": cut}),
+        case(
+            "real samples", 422, "must hold complex samples (H, W), or (coils, H, W), got float32 (2, 16, 16)", mri,
+            scan | {"image": npy(grey(16, 16, 2))},
+        ),
+        case("samples on a line", 422, "got complex64 (16,)", mri, scan | {"image": npy(samples(16))}),
+        case("four axes of samples", 400, "one to three axes", mri, scan | {"image": npy(samples(1, 1, 16, 16))}),
+        case("NaN sample", 422, "`image` must be finite", mri, scan | {"image": npy(np.full((16, 16), np.nan, "c8"))}),
+        case(
+            "sample beyond float32", 422, "`image` must hold numbers of float32, got up to 1e+39", mri,
+            scan | {"image": npy(np.full((16, 16), 1e39, "c16"))},
+        ),
+        case(
+            "pickle of samples", 400, "must hold numbers, got objects, which only a pickle can", mri,
+            scan | {"image": npy_objects()},
+        ),
+        case(
+            "too many coils", 413, "`image` must have at most 32 coils, got 33", mri,
+            scan | {"image": npy(samples(33, 4, 4))},
+        ),
+        case(
+            "endless coils", 413, "`maps` must have at most 4096 pixels", mri,
+            coils | {"maps": npy_header(header % ("<c8", (2, 2**30, 2**30)))},
+        ),
+        case("no sampling mask", 422, "`mask` must be given for mri", mri, {"image": scan["image"]}),
+        case(
+            "only simulations have an acceleration", 422, "`mask` must be given for mri", mri | {"acceleration": "4"},
+            {"image": scan["image"]},
+        ),
+        case(
+            "sampling mask of another size", 422, "`mask` must have the size (16, 16) of `image`, got (8, 16)", mri,
+            scan | {"mask": npy(np.ones((8, 16)))},
+        ),
+        case(
+            "sampling mask in colour", 422, "`mask` must have the size (1, 16, 16) of `image`, got (3, 16, 16)", mri,
+            scan | {"mask": npy(np.ones((3, 16, 16)))},
+        ),
+        case("coils without maps", 422, "(H, W), or `maps` must give its coils, got (2, 16, 16)", mri, coils),
+        case(
+            "maps of other coils", 422, "samples must have shape (3, H, W), the coils of `maps`, got (2, 16, 16)", mri,
+            coils | {"maps": npy(samples(3, 16, 16))},
+        ),
+        case(
+            "maps of another size", 422, "`maps` must have the size (H, W) = (16, 16) of the mask", mri,
+            coils | {"maps": npy(samples(2, 16, 8))},
+        ),
+        case(
+            "real maps", 422, "`maps` must be complex of shape (coils, H, W), got float32 (2, 16, 16)", mri,
+            coils | {"maps": npy(grey(16, 16, 2))},
+        ),
+        case(
+            "maps beyond float32", 422, "`maps` must hold numbers of float32", mri,
+            coils | {"maps": npy(np.full((2, 16, 16), 1e300, "c16"))},
+        ),
+        case("maps as a picture", 415, "`maps` must be a .npy file", mri, coils | {"maps": png(grey(16, 16))}),
+        case("npz of samples", 415, "`image` must be a .npy file, got a file", mri, scan | {"image": b"PK\x03\x04"}),
+        case(
+            "maps too wide", 413, "`maps` must have at most 1024 pixels a side, got (1, 1, 1025)", mri,
+            scan | {"maps": npy(samples(1, 1, 1025))},
+        ),
+        case("maps for another operator", 422, "`maps` does not apply to blur", blur, whole | {"maps": b""}),
+        case("complex magnitudes", 400, "must hold real numbers, got complex64", phase, {"image": scan["image"]}),
+        case("magnitudes on a line", 422, "must hold real magnitudes (H, W)", phase, {"image": npy(np.ones(4))}),
+        case("magnitudes as a picture", 415, "`image` must be a .npy file", phase, {"image": cut}),
+        case(
+            "magnitudes in colour", 422, "`image`: phase_retrieval takes grey pictures, got one in colour", phase,
+            {"image": npy(grey(32, 32, 3))},
+        ),
+        case("padded to an odd size", 422, "of an image padded 2 times", phase, {"image": npy(grey(33, 32))}),
+        case("too many starts", 422, "`starts` must be at most 16, got 17", phase | {"starts": "17"}, spectrum),
+        case("no start", 422, "`starts` must be a whole number from 1", phase | {"starts": "0"}, spectrum),
+        case("undersampled", 422, "`oversampling` must be at least 1", phase | {"oversampling": "0.5"}, spectrum),
+        case("no picture is so small", 422, "padded 1e+09 times", phase | {"oversampling": "1e9"}, spectrum),
+        case("no kernels", 422, "`kernel` must be given for nonlinear_deblur", shaken, whole),
+        case(
+            "too many kernels", 413, "`kernel` must have at most 16 kernels, got 17", shaken,
+            whole | {"kernel": npy(np.ones((1, 17, 3, 3)))},
+        ),
+        case(
+            "kernels too large", 413, "`kernel` must have at most 255 pixels a side", shaken,
+            whole | {"kernel": npy(np.ones((1, 1, 256, 1)))},
+        ),
+        case("five axes", 400, "one to four axes", shaken, whole | {"kernel": npy(np.ones((1, 1, 1, 3, 3)))}),
+        case(
+            "one kernel of sum 0", 422, "`kernel` must have a positive sum", shaken,
+            whole | {"kernel": npy(np.arange(2.0)[:, None, None, None])},
+        ),
+        case("complex kernel", 400, "`kernel` must hold real numbers", shaken, whole | {"kernel": scan["image"]}),
+        case("kernels of a plain blur", 400, "one to three axes", blur, whole | kernels),
+        case("gamma too small", 422, "`gamma` must be a number on [0.1", shaken | {"gamma": ".01"}, whole | kernels),
+        case(
+            "exposure too large", 422, "`exposure` must be a number on [0.01, 100]", shaken | {"exposure": "1e9"},
+            whole | kernels,
+        ),
+        case("shaken 255 levels", 422, "must lie on [0, 1]", shaken, kernels | {"image": npy(255 * grey())}),
+    ]  # fmt: skip
 
 
 def npy_objects() -> bytes:

@@ -80,7 +80,8 @@ def test_samples_of_coils_need_their_maps(
     # All is known, and without noise but what --noise-std says of it: the prior may smooth by about that much.
     assert np.sqrt(np.square(images.read(out / "scan.png").pixels[0] - image).mean()) < 0.05
     assert run(out, scan, "--operator=mri", mask) == 2
-    assert "`measurement_shape` must be (B, 2, 37, 41), got (1, 2, 2, 37, 41)" in capsys.readouterr().err
+    expected = "scan.npy: samples must have shape (H, W), or `--maps` must give its coils, got (2, 37, 41)"
+    assert expected in capsys.readouterr().err
 
 
 def test_magnitudes_are_an_array(out: pathlib.Path, grey: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -180,8 +181,8 @@ def test_damaged_array_is_named_and_skipped(
     assert run(out, tmp_path, "--operator=phase_retrieval", "--starts=1") == 1
     errors = capsys.readouterr().err
     assert "cut.npy: cannot be read as an array of numbers" in errors
-    for name in ("/line.npy", "complex_line.npy"):
-        assert f"{name}: must have two to four axes, of complex numbers two or three, got shape (5,)" in errors
+    for name, kind in (("/line.npy", "float64"), ("complex_line.npy", "complex128")):
+        assert f"{name}: must hold real magnitudes (H, W), got {kind} (5,)" in errors
     assert "vast.npy: must hold numbers of float32, got up to 1e+39" in errors
     assert (out / "good.png").exists()
 

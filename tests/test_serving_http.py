@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_requests import Wrong, grey, npy, png, wrong_requests
+from serving_requests import Wrong, grey, npy, png, samples, wrong_requests
 from test_presets import LOOKS
 
 import rmp_fast as rmp
@@ -108,6 +108,17 @@ def test_an_answer_is_the_image_of_a_direct_call_and_says_how_it_was_made(servic
     assert len(head["x-rmp-settings"]) == 64
     other = post(service, GOOD | {"seed": "8"}, {"image": npy(y)}).headers["x-rmp-settings"]
     assert other != head["x-rmp-settings"]
+
+
+def test_samples_of_coils_come_with_their_mask_and_maps(service: Service) -> None:
+    maps = rmp.operators.coil_maps(2, (16, 16)).to(torch.complex64).numpy()
+    files = {"image": npy(samples(2, 16, 16)), "mask": png(np.ones((1, 16, 16))), "maps": npy(maps)}
+    for kind in ("npy", "png", "jpeg"):
+        response = post(service, GOOD | {"operator": "mri", "format": kind}, files)
+        assert response.status_code == 200, response.text
+        assert response.headers["x-rmp-shape"] == "1x16x16"
+        if kind != "npy":
+            assert images.probe(response.content) == images.ImageHeader((1, 16, 16), 16 if kind == "png" else 8)
 
 
 @pytest.mark.parametrize(("kind", "depth"), [("png", 8), ("png", 16), ("jpeg", 8)])
@@ -367,7 +378,9 @@ def test_questions(service: Service) -> None:
     info = talk(service, lambda client: client.get("/v1/info")).json()
     assert info["priors"] == ["fashion"]
     assert info["limits"]["max_pixels"] == 4096
-    assert "mri" not in info["operators"]
+    assert {"mri", "phase_retrieval", "nonlinear_deblur"} < set(info["operators"])
+    assert {"maps", "starts", "gamma"} < set(info["options"])
+    assert (info["limits"]["max_coils"], info["limits"]["max_starts"]) == (32, 16)
     assert talk(service, lambda client: client.get("/healthz")).json() == {"status": "ok"}
     assert talk(service, lambda client: client.get("/readyz")).json() == {"status": "ready"}
 
@@ -429,6 +442,9 @@ def test_a_prior_of_ones_own_with_what_was_tuned_for_it(tmp_path: Any) -> None:
     ("warm", "message"),
     [
         (Warm("blur", (1, 32, 32), "fashion"), "`warm` blur: `kernel` must be given for blur"),
+        (Warm("mri", (1, 32, 32), "fashion"), "`warm` mri: `mask` must be given for mri"),
+        (Warm("nonlinear_deblur", (1, 32, 32), "fashion"), "`warm` nonlinear_deblur: `kernel` must be given"),
+        (Warm("phase_retrieval", (3, 32, 32), "fashion"), "`warm` phase_retrieval: .* takes grey pictures"),
         (Warm("sr4", (1, 30, 32), "fashion"), "`warm` sr4: height and width must be multiples of `factor` = 4"),
         (Warm("sr4", (3, 32, 32), "fashion"), "for the prior 'fashion'"),
     ],

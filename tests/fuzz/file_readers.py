@@ -6,6 +6,7 @@ A reader may return or raise its own refusal; what it returns is checked for sha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import io
@@ -22,7 +23,7 @@ from choices import Choices, pick
 from PIL import Image
 
 from rmp_fast import images, schedules
-from rmp_fast.cli import record, tasks, tune
+from rmp_fast.cli import arrays, record, tasks, tune
 from rmp_fast.cli.usage import UsageError
 from rmp_fast.priors.files import read_state
 from rmp_fast.serving import decode
@@ -68,6 +69,13 @@ def _upload(path: pathlib.Path) -> None:
     data = path.read_bytes()
     try:
         if decode.is_array("image", data):
+            allowed = decode.Numbers((4, "coils"), axes=4, complex=True)
+            values = decode.array("image", data, 10_000, allowed)
+            assert values.ndim in (1, 2, 3, 4)
+            assert values.size <= 4 * 10_000
+            for operator in ("mri", "phase_retrieval"):
+                with contextlib.suppress(UsageError):
+                    assert np.isfinite(arrays.as_measurement(values, operator, "image")).all()
             assert decode.array("image", data, 10_000).ndim in (1, 2, 3)
         else:
             assert decode.picture("image", data, 10_000).pixels.size <= 3 * 10_000
@@ -150,18 +158,18 @@ def _states() -> dict[str, bytes]:
 @functools.cache
 def corpus() -> dict[Callable[[pathlib.Path], None], dict[str, bytes]]:
     """The real files of every reader, by name."""
-    pictures, arrays = _pictures(), _arrays()
+    pictures, numbers = _pictures(), _arrays()
     presets = (pathlib.Path(images.__file__).parent / "presets" / "fashion.json").read_bytes()
     looks = {field.name: [1.0] for field in dataclasses.fields(schedules.Looks)}
     # Mostly text that says where it comes from, so that some of its mutations are presets still.
     small = {"sr4": {"1": {"start": "zero", "looks": looks, "command": 100 * "rmp-fast tune "}}}
     sidecar = {"schema": record.SCHEMA, "settings_hash": "a", "input": {"sha256": "b"}, "output": {"file": "x.png"}}
-    uploads = {name: data for name, data in (pictures | arrays).items() if name.endswith(("png", "jpg", "npy"))}
+    uploads = {name: data for name, data in (pictures | numbers).items() if name.endswith(("png", "jpg", "npy"))}
     return {
         _image: pictures,
-        _mask: pictures | arrays,
-        _kernel: pictures | arrays,
-        _maps: {"maps.npy": arrays["maps.npy"]},
+        _mask: pictures | numbers,
+        _kernel: pictures | numbers,
+        _maps: {"maps.npy": numbers["maps.npy"]},
         _upload: uploads,
         _weights: _states(),
         _presets: {"presets.json": presets, "small.json": json.dumps(small).encode()},

@@ -61,15 +61,21 @@ class Outcome:
 
 
 def from_starts(
-    op: operators.Operator, y: torch.Tensor, run: Callable[[torch.Tensor], Estimate], starts: int, seeds: torch.Tensor
-) -> Estimate:
+    op: operators.Operator, y: torch.Tensor, run: Callable[[torch.Tensor], Estimate], starts: int, seeds: torch.Tensor,
+    low: float = -1.0,
+) -> Estimate:  # fmt: skip
     """The best of several runs by :func:`~rmp_fast.operators.best_of_starts`, with the evaluations and seconds of all.
 
     Args:
         op, y: the operator, and measurements in its unit.
-        run: seeds (B,) -> estimate on [-1, 1].
+        run: seeds (B,) -> estimate on [low, 1].
         starts: how many runs; 1: that run.
         seeds: (B,).
+        low: -1 or 0.
+
+    Returns:
+        an estimate on [low, 1]. A run that left the finite range has no say; where all did, ``ok`` is False and
+        ``mean`` the first one's.
     """
     if starts == 1:
         return run(seeds)
@@ -77,12 +83,20 @@ def from_starts(
 
     def image(own: torch.Tensor) -> torch.Tensor:
         runs.append(run(own))
-        return runs[-1].mean
+        mean = 2 * runs[-1].mean - 1 if low == 0 else runs[-1].mean
+        return torch.where(_per_image(runs[-1].ok), mean, torch.nan)
 
     best = operators.best_of_starts(op, y, image, starts, seeds)
+    ok = best.residual.isfinite()
+    mean = torch.where(_per_image(ok), (best.image + 1) / 2 if low == 0 else best.image, runs[0].mean)
     summed = {key for key in runs[0].stats if "evaluations" in key or "seconds" in key} - {"compile_seconds"}
     stats = runs[0].stats | {key: sum(one.stats[key] for one in runs) for key in summed}
-    return Estimate(best.image, None, best.residual.isfinite(), stats)
+    return Estimate(mean, None, ok, stats)
+
+
+def _per_image(values: torch.Tensor) -> torch.Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 class Chain:
@@ -245,15 +259,10 @@ class Chain:
         return outcomes
 
     def _estimate(self, plan: Plan, y: torch.Tensor, seeds: torch.Tensor, noise_std: torch.Tensor | None) -> Estimate:
-        if self._starts == 1:
-            return plan.execute(y, seeds=seeds, noise_std=noise_std)
-
         def run(own: torch.Tensor) -> Estimate:
-            estimate = plan.execute(y, seeds=own, noise_std=noise_std)
-            return dataclasses.replace(estimate, mean=2 * estimate.mean - 1)
+            return plan.execute(y, seeds=own, noise_std=noise_std)
 
-        best = from_starts(plan.op, y, run, self._starts, seeds)
-        return dataclasses.replace(best, mean=(best.mean + 1) / 2)
+        return from_starts(plan.op, y, run, self._starts, seeds, low=0.0)
 
     def decided(self, batch_size: int) -> dict[str, Any]:
         """Every option of the command line with its value in this run, for a batch of that size."""
@@ -328,8 +337,8 @@ class Chain:
         return self._plan
 
     def _operator(self, shape: tuple[int, ...], names: Sequence[str]) -> operators.Operator:
-        size = shape[-3:] if self._options.simulate or self._task.operator != "mri" else (1, *shape[-2:])
-        return degrade.build(self._task, names, size, self._options.seed)
+        build = degrade.build if self._options.simulate else degrade.build_for
+        return build(self._task, names, shape, self._options.seed)
 
     def _prior_for(self, image_shape: tuple[int, ...]) -> Prior:
         """The prior, in tiles where they were asked for or one image needs more memory than there is."""
@@ -340,11 +349,7 @@ class Chain:
         return Tiled(self._prior, int(tile)) if tile else self._prior
 
     def _image_shape(self, op: operators.Operator, file_shape: tuple[int, ...]) -> tuple[int, ...]:
-        if self._options.simulate:
-            return file_shape
-        shape = tuple(op.image_shape(file_shape))
-        # The priors know real images.
-        return (shape[0], 1, *shape[2:]) if self._task.operator == "mri" else shape
+        return file_shape if self._options.simulate else degrade.image_shape(op, file_shape)
 
     def _quality(
         self, plan: Plan, y: NDArray[Any], restoration: NDArray[Any], truth: NDArray[Any], name: str

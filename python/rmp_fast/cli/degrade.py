@@ -21,6 +21,8 @@ __all__ = [
     "aligned",
     "baseline",
     "build",
+    "build_for",
+    "image_shape",
     "mask_of",
     "measured",
     "noise_to_prior_range",
@@ -53,7 +55,7 @@ def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...]
     if settings.operator == "gaussian_blur":
         return operators.GaussianBlur(options["blur_std"], boundary=options["boundary"])
     if settings.operator == "mri":
-        return _mri(settings, image_shape, seed)
+        return _mri(settings, names[0], image_shape, seed)
     if settings.operator == "phase_retrieval":
         return operators.PhaseRetrieval(options["oversampling"])
     if settings.operator == "nonlinear_blur":
@@ -70,12 +72,35 @@ def build(settings: Settings, names: Sequence[str], image_shape: tuple[int, ...]
     return operators.Blur(kernel, boundary=options["boundary"])
 
 
-def _mri(settings: Settings, image_shape: tuple[int, ...], seed: int) -> operators.Operator:
-    size = image_shape[1:]
+def build_for(settings: Settings, names: Sequence[str], shape: tuple[int, ...], seed: int) -> operators.Operator:
+    """The operator of measurements; see :func:`build`.
+
+    Args:
+        shape: of each: (C, h, w), of complex samples (2, H, W) or (2, N, H, W).
+
+    Raises:
+        UsageError: options that do not fit measurements of that shape.
+    """
+    if settings.operator != "mri":
+        return build(settings, names, shape, seed)
+    coils = None if settings.maps is None else len(settings.maps)
+    if shape[1:-2] != (() if coils is None else (coils,)):
+        need = "(H, W), or `--maps` must give its coils" if coils is None else f"({coils}, H, W), the coils of `--maps`"
+        raise UsageError(f"{names[0]}: samples must have shape {need}, got {shape[1:]}")
+    return build(settings, names, (1, *shape[-2:]), seed)
+
+
+def image_shape(op: operators.Operator, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(B, C, H, W) of the images that are restored from measurements: real ones, which priors know."""
+    shape = tuple(op.image_shape(measurement_shape))
+    return (shape[0], 1, *shape[2:]) if isinstance(op, operators.MRI) else shape
+
+
+def _mri(settings: Settings, name: str, image_shape: tuple[int, ...], seed: int) -> operators.Operator:
     if settings.mask is None:
-        mask = operators.cartesian_mask(size, settings.options["acceleration"], seed=seed)
+        mask = operators.cartesian_mask(image_shape[1:], settings.options["acceleration"], seed=seed)
     else:
-        mask = torch.from_numpy(settings.mask[0])
+        mask = mask_of(settings, name, image_shape, seed)[0]
     return operators.MRI(mask, None if settings.maps is None else torch.from_numpy(settings.maps))
 
 

@@ -9,7 +9,7 @@ from .. import presets, priors
 from .tasks import Settings, choice
 from .usage import UsageError
 
-__all__ = ["blur_std", "open_prior", "preset"]
+__all__ = ["open_prior", "preset", "strength"]
 
 
 def open_prior(named: str) -> priors.NetworkPrior:
@@ -42,8 +42,7 @@ def preset(
     """
     task = settings.name
     if named is None:
-        strength = {"noise_std": 2 * noise_std, **blur_std(settings)}
-        return presets.for_operator(task, prior, evaluations, strength=strength)
+        return presets.for_operator(task, prior, evaluations, strength=strength(settings, noise_std))
     try:
         table = presets.read(named)
     except ValueError as cause:
@@ -56,6 +55,7 @@ def preset(
     return presets.for_task(task, prior, evaluations, table)
 
 
-def blur_std(settings: Settings) -> dict[str, float]:
-    """How strong a Gaussian blur is; nothing for other operators."""
-    return {name: value for name, value in settings.options.items() if name == "blur_std"}
+def strength(settings: Settings, noise_std: float) -> dict[str, float]:
+    """Of a problem, as :func:`rmp_fast.presets.for_task` takes it, for noise where black is 0 and white is 1."""
+    blur = {name: value for name, value in settings.options.items() if name == "blur_std"}
+    return {"noise_std": 2 * noise_std, **blur}

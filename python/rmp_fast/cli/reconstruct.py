@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -72,11 +73,15 @@ def run(options: argparse.Namespace) -> int:
     check_numbers(options, ("evaluations", "inner_steps", "batch_size", "threads"))
     suffix = images.FORMATS[choice("--format", options.format, tuple(images.FORMATS))]
     arrays = TASKS[settings.name].arrays and not options.simulate
+    probe: Callable[[pathlib.Path], images.ImageHeader | ArrayFile] = images.probe
+    read: Callable[[pathlib.Path], images.ImageFile | ArrayFile] = images.read
+    if arrays:
+        probe = read = functools.partial(read_array, operator=settings.operator)
     files = collect_inputs(options.inputs, kinds=ARRAYS if arrays else PICTURES)
     if options.out is None:
         raise UsageError("`--out` must be given: the folder for the results")
     check_outputs(files, options.inputs, options.out, suffix)
-    jobs, unreadable = _probe(files, read_array if arrays else images.probe)
+    jobs, unreadable = _probe(files, probe)
     if options.format not in images.DEEP_FORMATS:
         for job in jobs:
             if job.depth == 16:
@@ -94,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     for error in unreadable:
         reporter.failure(f"skipped {error}")
     gains: list[tuple[float, float]] = []
-    for batch in _batches(_unfinished(jobs, chain, options, suffix, reporter, arrays), options.batch_size):
+    for batch in _batches(_unfinished(jobs, chain, options, suffix, reporter, read), options.batch_size):
         gains += _restore(batch, chain, options, suffix, reporter)
     reporter.bar.close()
     if len(gains) > 1:
@@ -120,8 +125,9 @@ def _probe(
 
 
 def _unfinished(
-    jobs: Sequence[Job], chain: Chain, options: argparse.Namespace, suffix: str, reporter: Reporter, arrays: bool
-) -> Iterator[tuple[Job, images.ImageFile | ArrayFile]]:
+    jobs: Sequence[Job], chain: Chain, options: argparse.Namespace, suffix: str, reporter: Reporter,
+    read: Callable[[pathlib.Path], images.ImageFile | ArrayFile],
+) -> Iterator[tuple[Job, images.ImageFile | ArrayFile]]:  # fmt: skip
     """Decode what is not on disk yet; a file that turns out to be damaged is reported and left out."""
     skipped = 0
     for job in jobs:
@@ -131,7 +137,7 @@ def _unfinished(
             reporter.bar.update()
             continue
         try:
-            image = read_array(job.file) if arrays else images.read(job.file)
+            image = read(job.file)
         except images.ImageError as error:
             reporter.failure(f"skipped {error}")
             continue

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from .. import images
 from .usage import UsageError
 
-__all__ = ["FILES", "OPTIONS", "TASKS", "Settings", "Task", "as_kernel", "as_known", "choice", "decide", "derive_seed",
-           "load_array", "resolve"]  # fmt: skip
+__all__ = ["FILES", "OPTIONS", "TASKS", "Settings", "Task", "as_kernel", "as_known", "as_maps", "check_single",
+           "choice", "decide", "derive_seed", "load_array", "resolve"]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,11 +237,27 @@ def as_kernel(values: NDArray[Any], label: str, varies: bool = False) -> NDArray
     return scaled
 
 
-def _read_maps(path: pathlib.Path) -> NDArray[np.complex128]:
-    values = load_array(path, "--maps")
+def as_maps(values: NDArray[Any], label: str) -> NDArray[np.complex128]:
+    """The sensitivities (N, H, W) of N coils that an array holds.
+
+    Raises:
+        UsageError: real numbers, another number of axes, or numbers that float32 does not have.
+    """
     if values.ndim != 3 or not np.iscomplexobj(values):
-        raise UsageError(f"`--maps` {path} must be complex of shape (coils, H, W), got {values.dtype} {values.shape}")
+        raise UsageError(f"{label} must be complex of shape (coils, H, W), got {values.dtype} {values.shape}")
+    check_single(values, label)
     return values.astype(np.complex128)
+
+
+def check_single(values: NDArray[Any], label: str) -> None:
+    """UsageError unless float32 has the numbers of an array, real and imaginary parts."""
+    top = max((float(np.abs(part).max()) for part in (values.real, values.imag) if part.size), default=0.0)
+    if not top <= float(np.finfo(np.float32).max):
+        raise UsageError(f"{label} must hold numbers of float32, got up to {top:g}")
+
+
+def _read_maps(path: pathlib.Path) -> NDArray[np.complex128]:
+    return as_maps(load_array(path, "--maps"), f"`--maps` {path}")
 
 
 def _read_mask(path: pathlib.Path, invert: bool) -> NDArray[np.bool_]:

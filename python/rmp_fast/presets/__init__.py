@@ -18,7 +18,8 @@ from .. import schedules
 from .._checks import check_choice, check_count
 from ..priors import Prior
 
-__all__ = ["NONLINEAR", "TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "untuned"]
+__all__ = ["NONLINEAR", "TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "tuned",
+           "untuned"]  # fmt: skip
 
 #: The tasks by name; the last ones are nonlinear or complex.
 TASKS = (
@@ -131,10 +132,7 @@ def for_task(
     check_count("evaluations", evaluations)
     if not isinstance(prior, Prior | str):
         raise TypeError(f"`prior` must be an rmp_fast prior or a name, got {type(prior).__name__}")
-    name = prior if isinstance(prior, str) else prior.name
-    budgets = (tables(name) if table is None else table).get(task, {})
-    fitting = {int(budget): entry for budget, entry in budgets.items() if int(budget) <= evaluations}
-    fitting = {budget: entry for budget, entry in fitting.items() if _holds(entry, strength or {})}
+    fitting = _fitting(task, prior, evaluations, table, strength)
     if fitting:
         chain = _settings(fitting[max(fitting)])
     elif task == "phase_retrieval":
@@ -142,6 +140,27 @@ def for_task(
     else:
         chain = untuned(evaluations)
     return chain | ({"guidance": "gauss_newton"} if task in NONLINEAR else {})
+
+
+def tuned(
+    name: str,
+    prior: Prior | str,
+    evaluations: int,
+    table: Table | None = None,
+    strength: Mapping[str, float] | None = None,
+) -> int | None:
+    """The budget that the chain of :func:`for_operator` was tuned for, None where it was not: arguments as there."""
+    return max(_fitting(name, prior, evaluations, table, strength), default=None)
+
+
+def _fitting(
+    task: str, prior: Prior | str, evaluations: int, table: Table | None, strength: Mapping[str, float] | None
+) -> dict[int, Mapping[str, Any]]:
+    """The presets that may be taken, by their evaluations."""
+    name = prior if isinstance(prior, str) else prior.name
+    budgets = (tables(name) if table is None else table).get(task, {})
+    fitting = {int(budget): entry for budget, entry in budgets.items() if int(budget) <= evaluations}
+    return {budget: entry for budget, entry in fitting.items() if _holds(entry, strength or {})}
 
 
 def for_operator(

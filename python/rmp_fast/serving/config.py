@@ -12,19 +12,14 @@ from .. import presets
 from .._checks import check_choice, check_count, check_positive
 from ..cli import tasks
 from ..cli.tasks import TASKS
+from ..presets import Table
 from ..priors import BUNDLED
 
 __all__ = ["OPERATORS", "OPTIONS", "Config", "Warm", "parse_warm"]
 
-#: The tasks that the service offers: those whose measurement is an image.
-OPERATORS = tuple(
-    name
-    for name, task in TASKS.items()
-    if task.operator in ("denoising", "inpainting", "super_resolution", "gaussian_blur", "blur")
-)
-
-#: The options that any of them takes.
-OPTIONS = tuple(option for option in tasks.OPTIONS if any(option in TASKS[name].simulated for name in OPERATORS))
+#: The tasks that the service offers, all of the command line's, and the options that any of them takes.
+OPERATORS = tuple(TASKS)
+OPTIONS = tasks.OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +46,20 @@ class Config:
     Attributes:
         priors: names that requests may ask for; the first is the default.
         weights: of those that are not bundled, what :func:`rmp_fast.priors.open` takes, by name.
-        presets: files that ``rmp-fast tune`` wrote, by the name of the prior that they are for.
+        presets: files that ``rmp-fast tune`` wrote, by the name of the prior that they are for; tables: what they hold.
         evaluations: budgets of network evaluations that a request may ask for; the first is its default.
         warm: plans made before the service is ready.
         batch: most items of one batch.
         batch_pixels: most pixels of one batch of several items; larger batches gain nothing on a processor.
         queue: most requests that wait.
-        queue_pixels: most pixels of restored images that wait, which bounds the memory that they take.
+        queue_pixels: most pixels that wait, of restored images or of what was measured of them, whichever are more;
+            this bounds the memory that they take.
         max_bytes: of a request's body, and upload_bytes: of all bodies that are on their way in.
         max_pixels: of a restored image, H times W, and of every uploaded file before it is decoded.
-        max_kernel: longest side of a blur kernel in pixels.
+        max_kernel: longest side of a blur kernel in pixels, and max_kernels: most of them for one picture.
+        max_coils: most coils of a scanner, and max_coil_side: longest side of what they see in pixels, because a matrix
+            of that side is decomposed for every line, which nothing can interrupt.
+        max_starts: most chains of phase retrieval, of which the best is answered.
         deadline: seconds from arrival to answer, where the request says nothing; longest_deadline: most it may say.
         body_seconds: within which a body must have come.
         plans: plans kept, and plan_bytes: bytes of their buffers and operators; the least recently used go first.
@@ -74,6 +73,7 @@ class Config:
     priors: tuple[str, ...] = ("photo",)
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     presets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(init=False, repr=False)
     evaluations: tuple[int, ...] = (20, 40)
     warm: tuple[Warm, ...] = ()
     batch: int = 8
@@ -84,6 +84,10 @@ class Config:
     upload_bytes: int = 2**28
     max_pixels: int = 2**22
     max_kernel: int = 255
+    max_kernels: int = 16
+    max_coils: int = 32
+    max_coil_side: int = 1024
+    max_starts: int = 16
     deadline: float = 60.0
     longest_deadline: float = 600.0
     body_seconds: float = 30.0
@@ -104,16 +108,19 @@ class Config:
                 raise ValueError(f"`weights` {name}={path}: there is no such file or folder")
         for prior in self.priors:
             check_choice("priors", prior, (*BUNDLED, *self.weights))
+        tables: dict[str, Table] = {}
         for name, path in self.presets.items():
             check_choice("presets", name, self.priors)
             try:
-                presets.read(path)
+                tables[name] = presets.read(path)
             except ValueError as cause:
                 raise ValueError(f"`presets` {name}: {cause}") from cause
+        object.__setattr__(self, "tables", tables)
         for count in self.evaluations:
             check_count("evaluations", count)
         counts = ("batch", "batch_pixels", "queue", "queue_pixels", "max_bytes", "upload_bytes", "max_pixels",
-                  "max_kernel", "plans", "plan_bytes", "threads")  # fmt: skip
+                  "max_kernel", "max_kernels", "max_coils", "max_coil_side", "max_starts", "plans", "plan_bytes",
+                  "threads")  # fmt: skip
         for name in counts:
             check_count(name, getattr(self, name))
         for name in ("deadline", "longest_deadline", "body_seconds"):
@@ -152,7 +159,7 @@ def parse_warm(text: str, priors: tuple[str, ...]) -> Warm:
     options: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         name, _, value = setting.partition("=")
-        check_choice("warm", name, ("prior", *(key for key in OPTIONS if key not in ("mask", "kernel", "invert_mask"))))
+        check_choice("warm", name, ("prior", *(key for key in OPTIONS if key not in (*tasks.FILES, "invert_mask"))))
         options[name] = value
     channels, height, width = map(int, found.groups())
     return Warm(operator, (channels, height, width), options.pop("prior", priors[0]), options)

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import operators
+from .. import images, operators, presets
 from .._checks import check_choice
-from ..cli import degrade, record
-from ..cli.tasks import TASKS, Settings, as_kernel, as_known, decide
+from ..cli import degrade, record, tasks
+from ..cli.arrays import ArrayFile, as_measurement
+from ..cli.prior import strength
+from ..cli.tasks import TASKS, Settings, as_kernel, as_known, as_maps, decide
 from ..cli.usage import UsageError
 from ..priors import Prior
 from . import decode
@@ -25,13 +27,15 @@ from .refusals import invalid, too_large
 
 __all__ = ["FIELDS", "FILES", "FORMATS", "Job", "in_fields", "parse", "settings_of"]
 
-FILES = ("image", "mask", "kernel")
+FILES = ("image", *tasks.FILES)
 FIELDS = ("operator", "noise_std", "seed", "evaluations", "prior", "format", "deadline", "alone",
           *(name for name in OPTIONS if name not in FILES))  # fmt: skip
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "npy": "application/x-npy"}
-_NUMBERS = ("missing", "blur_std", "motion_length", "motion_angle")
-_COUNTS = ("box", "factor")
+_NUMBERS = ("missing", "blur_std", "motion_length", "motion_angle", "acceleration", "oversampling", "exposure", "gamma")
+_COUNTS = ("box", "factor", "starts")
 _MOST_NOISE = 10.0
+# Far beyond any camera, and what float32 still computes.
+_RANGES = {"exposure": (0.01, 100.0), "gamma": (0.1, 10.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +43,16 @@ class Job:
     """A request that will be carried out.
 
     Attributes:
-        y: (C, h, w) float32 measurement, black 0 and white 1, zero where a mask hides it.
+        y: float32 measurement in the unit of ``op``, zero where a mask hides it: (C, h, w), black 0 and white 1, of
+            a nonlinear blur -1 and 1, of phase retrieval magnitudes; of MRI (2, H, W), or (2, N, H, W) of N coils.
         op: operator of a batch of one.
         task: name and options of the operator.
         shape: (C, H, W) of the restored image.
-        noise_std: standard deviation of the noise in the unit of ``y``.
+        noise_std: standard deviation of the noise, for images on [0, 1]; ``degrade.own_unit`` makes it that of ``y``.
         seed: of the chain, on [0, 2^63).
         evaluations: most network evaluations.
         prior: name of the prior.
+        preset: evaluations of the preset that it takes, None for the untuned chain.
         alone: whether it must run in a batch of its own.
         deadline: seconds from its arrival.
         file_format, depth, icc_profile: of the answer.
@@ -61,6 +67,7 @@ class Job:
     seed: int
     evaluations: int
     prior: str
+    preset: int | None
     alone: bool
     deadline: float
     file_format: str
@@ -70,16 +77,16 @@ class Job:
 
     @property
     def pixels(self) -> int:
-        """H times W of the restored image."""
-        return self.shape[1] * self.shape[2]
+        """H times W of the restored image, or of all coils or the larger spectrum that were measured of it."""
+        return max(self.shape[1] * self.shape[2], self.y.numel() // len(self.y))
 
     @property
     def key(self) -> Hashable:
-        """What jobs of one batch must share; masks and noise levels are each item's own."""
+        """What jobs of one batch must share; noise levels are each item's own, and masks of inpainting."""
         options = tuple(sorted(self.task.deciding.items()))
         if isinstance(self.op, operators.Inpainting):
             options = (("mask_channels", self.op.mask.shape[-3]),)
-        return self.task.name, options, self.prior, self.evaluations, self.shape
+        return self.task.name, options, self.prior, self.evaluations, self.preset, self.shape
 
 
 def parse(
@@ -126,22 +133,24 @@ def _parse(
     deadline = _number("deadline", fields.get("deadline", str(config.deadline)), 0.0, config.longest_deadline)
     alone = _flag("alone", fields.get("alone", "false"))
     if "image" not in files:
-        raise invalid("`image` must be given: the measurement, a PNG, JPEG or .npy file")
+        kinds = "a .npy file" if TASKS[fields["operator"]].arrays else "a PNG, JPEG or .npy file"
+        raise invalid(f"`image` must be given: the measurement, {kinds}")
     task = settings_of(fields, files, config)
-    pixels, depth, icc_profile, notes = _measurement(files["image"], noise_std, config)
+    image = _measurement(files["image"], task, noise_std, config)
 
-    op = degrade.build(task, ["`image`"], pixels.shape, seed)
-    shape = op.image_shape((1, *pixels.shape))
-    priors[prior].check_image_shape(tuple(shape))
+    op = degrade.build_for(task, ["`image`"], image.pixels.shape, seed)
+    shape = degrade.image_shape(op, (1, *image.pixels.shape))
+    priors[prior].check_image_shape(shape)
     if shape[2] * shape[3] > config.max_pixels:
         raise too_large(
             f"the restored image must have at most {config.max_pixels} pixels, got (H, W) = {tuple(shape[2:])}"
         )
-    y = degrade.measured(op, torch.from_numpy(pixels)[None])[0]
+    y = degrade.measured(op, torch.from_numpy(image.pixels)[None])[0]
+    preset = presets.tuned(task.name, priors[prior], evaluations, config.tables.get(prior), strength(task, noise_std))
     return Job(
         y=y, op=op, task=task, shape=(shape[1], shape[2], shape[3]), noise_std=noise_std, seed=seed,
-        evaluations=evaluations, prior=prior, alone=alone, deadline=deadline, file_format=file_format, depth=depth,
-        icc_profile=icc_profile, notes=notes,
+        evaluations=evaluations, prior=prior, preset=preset, alone=alone, deadline=deadline, file_format=file_format,
+        depth=image.depth, icc_profile=image.icc_profile, notes=image.notes,
     )  # fmt: skip
 
 
@@ -173,25 +182,36 @@ def settings_of(fields: Mapping[str, str], files: Mapping[str, bytes], config: C
         raise invalid(f"`motion_length` must be at most {longest} pixels, got {options['motion_length']:g}")
     if 8 * options.get("blur_std", 0) > longest:
         raise invalid(f"`blur_std` must be at most {longest / 8:g} pixels, got {options['blur_std']:g}")
-    mask = kernel = None
-    digests: dict[str, str] = {name: record.digest(files[name]) for name in ("mask", "kernel") if name in options}
+    if options.get("starts", 1) > config.max_starts:
+        raise invalid(f"`starts` must be at most {config.max_starts}, got {options['starts']}")
+    for name, (low, high) in _RANGES.items():
+        if not low <= options.get(name, low) <= high:
+            raise invalid(f"`{name}` must be a number on [{low:g}, {high:g}], got {options[name]:g}")
+    mask = kernel = maps = None
+    digests: dict[str, str] = {name: record.digest(files[name]) for name in tasks.FILES if name in options}
     if "mask" in options:
         values, numbers = _array("mask", files["mask"], config.max_pixels)
         mask = as_known(values, numbers, "invert_mask" in options, "`mask`")
     if "kernel" in options:
-        kernel = as_kernel(_array("kernel", files["kernel"], longest**2)[0], "`kernel`")
-        if max(kernel.shape) > longest:
+        varies = TASKS[operator].operator == "nonlinear_blur"
+        allowed = decode.Numbers((config.max_kernels, "kernels"), axes=4) if varies else decode.PLANES
+        kernel = as_kernel(_array("kernel", files["kernel"], longest**2, allowed)[0], "`kernel`", varies)
+        if max(kernel.shape[-2:]) > longest:
             raise too_large(f"`kernel` must have at most {longest} pixels a side, got {kernel.shape}")
-    return Settings(operator, TASKS[operator].operator, options, mask, kernel, None, digests)
+    if "maps" in options:
+        maps = as_maps(_samples("maps", files["maps"], config), "`maps`")
+        if max(maps.shape[-2:]) > config.max_coil_side:
+            raise too_large(f"`maps` must have at most {config.max_coil_side} pixels a side, got {maps.shape}")
+    return Settings(operator, TASKS[operator].operator, options, mask, kernel, maps, digests)
 
 
-def _measurement(
-    data: bytes, noise_std: float, config: Config
-) -> tuple[NDArray[np.float32], int, bytes | None, tuple[str, ...]]:
-    """Pixels (C, h, w), depth of the answer, colour profile, notes."""
+def _measurement(data: bytes, task: Settings, noise_std: float, config: Config) -> images.ImageFile | ArrayFile:
+    """What the operator measured, and how its restoration is to be written."""
+    if TASKS[task.name].arrays:
+        numbers = _samples if task.operator == "mri" else _magnitudes
+        return ArrayFile(as_measurement(numbers("image", data, config), task.operator, "`image`"))
     if not decode.is_array("image", data):
-        picture = decode.picture("image", data, config.max_pixels)
-        return picture.pixels, picture.depth, picture.icc_profile, picture.notes
+        return decode.picture("image", data, config.max_pixels)
     values = decode.array("image", data, config.max_pixels)
     if values.dtype.kind != "f":
         raise invalid(f"`image` must hold floats on [0, 1], got {values.dtype}; divide by its white and send float32")
@@ -207,13 +227,30 @@ def _measurement(
         raise invalid(
             f"`image` must lie on [0, 1] but for noise, black 0 and white 1, got values from {low:g} to {high:g}"
         )
-    return pixels.astype(np.float32), 8, None, ()
+    return ArrayFile(pixels.astype(np.float32), depth=8)
 
 
-def _array(name: str, data: bytes, max_pixels: int) -> tuple[NDArray[Any], bool]:
+def _samples(name: str, data: bytes, config: Config) -> NDArray[Any]:
+    """What coils sampled, or see."""
+    return _numbers(name, data, config, decode.Numbers((config.max_coils, "coils"), complex=True))
+
+
+def _magnitudes(name: str, data: bytes, config: Config) -> NDArray[Any]:
+    return _numbers(name, data, config, decode.PLANES)
+
+
+def _numbers(name: str, data: bytes, config: Config, allowed: decode.Numbers) -> NDArray[Any]:
+    """An array that is no picture."""
+    decode.is_array(name, data, pictures=False)
+    return decode.array(name, data, config.max_pixels, allowed)
+
+
+def _array(
+    name: str, data: bytes, max_pixels: int, allowed: decode.Numbers = decode.PLANES
+) -> tuple[NDArray[Any], bool]:
     """A mask's or kernel's values, and whether they are an array's own."""
     if decode.is_array(name, data):
-        return decode.array(name, data, max_pixels), True
+        return decode.array(name, data, max_pixels, allowed), True
     return decode.picture(name, data, max_pixels).pixels, False
 
 

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from .. import operators, presets
-from ..cli import record
-from ..cli.prior import blur_std
-from ..plan import Plan
+from ..cli import degrade, record
+from ..cli.chain import from_starts
+from ..cli.prior import strength
+from ..plan import Estimate, Plan
 from ..priors import Prior
 from .config import Config
 from .parsing import Job
@@ -30,7 +31,7 @@ class Outcome:
         mean: (C, H, W) float32, black 0 and white 1.
         ok: whether the chain stayed finite.
         batch, item: how many items ran together, and which of them this is; with the seed they repeat it bit for bit.
-        evaluations: of the network.
+        evaluations: of the network, of all starts together.
         chain_seconds: of the whole batch.
         settings: everything but the measurement that decides the numbers, and settings_hash: of that.
     """
@@ -60,7 +61,6 @@ class Plans:
         self._config, self._priors = config, priors
         self._plans: collections.OrderedDict[Hashable, Plan] = collections.OrderedDict()
         self._weights = {name: record.weights_digest(config.weights.get(name, name)) for name in priors}
-        self._presets = {name: presets.read(path) for name, path in config.presets.items()}
         self._version = record.version()
         self.hits = self.misses = 0
 
@@ -82,27 +82,32 @@ class Plans:
         op = first.op
         if isinstance(op, operators.Inpainting):
             op = operators.Inpainting(torch.cat([_mask(job.op) for job in jobs]))
-        noise_std = torch.tensor([job.noise_std for job in jobs], dtype=torch.float64)
+        noise_std = torch.tensor([job.noise_std for job in jobs], dtype=torch.float64) * degrade.own_unit(op)
         plan, known = self._plan(first, batch, op, noise_std)
         seeds = torch.tensor([job.seed for job in jobs], dtype=torch.int64)
         device = plan.device
         y = torch.stack([job.y for job in jobs]).to(device)
-        estimate = plan.execute(
-            y, seeds=seeds.to(device), noise_std=noise_std.to(device) if known else None,
-            op=op if known and isinstance(op, operators.Inpainting) else None,
-            progress=lambda done, total: done == total or wanted(),
-        )  # fmt: skip
-        if not estimate.stats.get("finished", True):
-            raise StoppedError
+
+        def run(own: torch.Tensor) -> Estimate:
+            found = plan.execute(
+                y, seeds=own, noise_std=noise_std.to(device) if known else None,
+                op=op if known and isinstance(op, operators.Inpainting) else None,
+                progress=lambda done, total: done == total or wanted(),
+            )  # fmt: skip
+            if not found.stats.get("finished", True):
+                raise StoppedError
+            return found
+
+        estimate = from_starts(plan.op, y, run, first.task.options.get("starts", 1), seeds.to(device), low=0.0)
         means, ok = estimate.mean.cpu().numpy(), estimate.ok.tolist()
         outcomes = []
         for item, job in enumerate(jobs):
             settings = self._settings(job, plan)
             outcomes.append(
                 Outcome(
-                    mean=means[item], ok=ok[item], batch=batch, item=item, evaluations=plan.evaluations,
-                    chain_seconds=estimate.stats["seconds"], settings=settings,
-                    settings_hash=record.settings_hash(settings),
+                    mean=means[item], ok=ok[item], batch=batch, item=item,
+                    evaluations=int(estimate.stats["evaluations"]), chain_seconds=estimate.stats["seconds"],
+                    settings=settings, settings_hash=record.settings_hash(settings),
                 )
             )  # fmt: skip
         return outcomes
@@ -118,9 +123,10 @@ class Plans:
             plan = Plan(
                 op, prior, (batch, *job.shape), noise_std, backend=self._config.backend, device=self._config.device,
                 data_range=(0.0, 1.0),
-                # Not of the noise: jobs that share a plan have each its own.
+                # Their noise levels may differ, but call for the same preset, which is in their key.
                 **presets.for_operator(
-                    job.task.name, prior, job.evaluations, self._presets.get(job.prior), blur_std(job.task)
+                    job.task.name, prior, job.evaluations, self._config.tables.get(job.prior),
+                    strength(job.task, job.noise_std),
                 ),
             )  # fmt: skip
         self.hits += known

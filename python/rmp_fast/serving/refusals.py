@@ -54,7 +54,7 @@ def expired(seconds: float) -> RequestError:
 def diverged() -> RequestError:
     """The chain left the finite range; its last finite image is no estimate, and is not sent as if it were one."""
     message = (
-        "the chain left the finite range and has no estimate; check that `image` lies on [0, 1], that `operator` and "
-        "its options are those of the measurement, and that `noise_std` is not too small"
+        "the chain left the finite range and has no estimate; check that `image` is that of a picture on [0, 1], that "
+        "`operator` and its options are those of the measurement, and that `noise_std` is not too small"
     )
     return RequestError(422, "diverged", message)

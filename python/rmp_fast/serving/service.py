@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__, backends, images, priors
-from ..cli import record
+from ..cli import degrade, record
 from ..cli.tasks import TASKS
 from . import decode
 from .batching import Batcher, Ticket
@@ -112,7 +112,8 @@ class Service:
     def info(self) -> dict[str, Any]:
         """What requests may ask for, and the limits; for a client that wants to know before it sends."""
         config = self.config
-        limits = ("max_bytes", "max_pixels", "max_kernel", "batch", "queue", "deadline", "longest_deadline")
+        limits = ("max_bytes", "max_pixels", "max_kernel", "max_kernels", "max_coils", "max_coil_side", "max_starts",
+                  "batch", "queue", "deadline", "longest_deadline")  # fmt: skip
         return {
             "rmp_fast": __version__,
             "operators": list(OPERATORS),
@@ -208,9 +209,11 @@ class Service:
         files: dict[str, bytes] = {}
         if TASKS[warm.operator].operator == "inpainting":
             files["mask"] = decode.array_bytes(np.ones(warm.shape[1:], bool))
-        factor = settings_of(fields, files, self.config).options.get("factor", 1)
-        channels, height, width = warm.shape
+        task = settings_of(fields, files, self.config)
+        _, height, width = warm.shape
+        factor = task.options.get("factor", 1)
         if height % factor or width % factor:
             raise ValueError(f"height and width must be multiples of `factor` = {factor}, got {warm.shape}")
-        y = np.full((channels, height // factor, width // factor), 0.5, np.float32)
+        op = degrade.build(task, ["`image`"], warm.shape, 0)
+        y = np.full(op.measurement_shape((1, *warm.shape))[1:], 0.5, np.float32)
         return self.parse(fields, {**files, "image": decode.array_bytes(y)})

@@ -9,11 +9,12 @@ __all__ = ["add"]
 
 EPILOG = """\
 A request is a form (multipart/form-data) with the file `image`, the fields `operator` and `noise_std`, and the options
-of the operator by their names in rmp-fast reconstruct, `mask` and `kernel` as files. `seed`, `evaluations`, `prior`,
-`format` (png, jpeg, npy), `deadline` in seconds and `alone` (true: a batch of its own, so that the same request gives
-the same bits) are optional:
+of the operator by their names in rmp-fast reconstruct, `mask`, `kernel` and `maps` as files. `seed`, `evaluations`,
+`prior`, `format` (png, jpeg, npy), `deadline` in seconds and `alone` (true: a batch of its own, so that the same
+request gives the same bits) are optional. Of mri and phase_retrieval `image` is a .npy file, as there:
 
   curl -F image=@small.png -F operator=sr4 -F noise_std=0.02 http://127.0.0.1:8000/v1/reconstruct -o large.png
+  curl -F image=@scan.npy -F mask=@sampled.png -F operator=mri -F noise_std=0.02 http://… -o scan.png
 
 GET /v1/info, /healthz, /readyz, /metrics. SIGTERM or Ctrl-C: new requests are refused, accepted ones finished.
 There is no password and no encryption: put a proxy that has them in front before listening beyond this machine.
