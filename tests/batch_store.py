@@ -1,4 +1,7 @@
-"""What the tests of ``rmp-fast batch`` share: folders of a store in memory, and workers in this process."""
+"""What the tests of ``rmp-fast batch`` share: folders of a store in memory, and workers in this process.
+
+PYTEST_DONT_REWRITE: a plugin of the modules that import it, and without assertions.
+"""
 
 from __future__ import annotations
 

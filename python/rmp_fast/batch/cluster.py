@@ -228,6 +228,10 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as stack:
+        # Of tasks that it repeats and nodes that are lost Ray tells on stdout, where the summary belongs, and has no
+        # public switch for that. Until the end of ray.shutdown, which tells what is left.
+        usual, ray._private.worker._worker_logs_enabled = ray._private.worker._worker_logs_enabled, False
+        stack.callback(setattr, ray._private.worker, "_worker_logs_enabled", usual)
         try:
             if address is None:
                 quiet |= {
@@ -240,10 +244,6 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
             where = f"at `--address` {address}" if address is not None else "on this machine"
             raise UsageError(f"Ray cannot be reached {where}: {cause}") from cause
         stack.callback(ray.shutdown)
-        # Of tasks that it repeats and nodes that are lost Ray tells on stdout, where the summary belongs, and has no
-        # public switch for that.
-        usual, ray._private.worker._worker_logs_enabled = ray._private.worker._worker_logs_enabled, False
-        stack.callback(setattr, ray._private.worker, "_worker_logs_enabled", usual)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
