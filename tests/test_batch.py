@@ -233,6 +233,7 @@ def test_images_of_dead_workers_are_tried_alone_and_then_failed(
         for work in works:
             if "1.png" in work:
                 fed.append([f"dies, {retries} retries"])
+                out.write(".1.png.0123.part", b"half")
                 yield json.dumps({"died": True})
             else:
                 yield from usual(kind, job, [work], pool, retries)
@@ -241,6 +242,7 @@ def test_images_of_dead_workers_are_tried_alone_and_then_failed(
     assert go(source, out).failed.keys() == {"1.png"}
     assert "its worker process died" in out.rows()["1.png"]["error"]
     assert fed == [["dies, 2 retries"], ["0.png"], ["dies, 0 retries"], ["2.png"]]
+    assert not any(name.endswith(".part") for name in out.names())
 
 
 def test_names_of_nested_folders_do_not_collide(source: Memory, out: Memory, fed: list[list[str]]) -> None:

@@ -26,7 +26,7 @@ from rmp_fast.batch import address
 
 pytest_plugins = ["batch_store"]  # its fixtures
 
-OPTIONS = [option for option in batch_kills.OPTIONS if not option.startswith("--workers")]
+OPTIONS = [option for option in batch_kills.OPTIONS if not option.startswith("--workers")] + ["--evaluations=12"]
 LONGEST_RUN = 120.0
 
 
@@ -68,7 +68,7 @@ def test_a_cluster_that_loses_a_node_restores_as_one_machine_does_and_is_left_ru
     assert said.startswith("30 images: 30 restored; mean PSNR ")
     assert said.count("\n") == 1  # Ray tells of every task that it repeats, if it may
     batch_kills.verify(source, out)
-    assert main(["batch", f"--input={source}", f"--output={alone}", *batch_kills.OPTIONS]) == 0
+    assert main(["batch", f"--input={source}", f"--output={alone}", *OPTIONS]) == 0
     for row in parquet.read_table(out / "manifest.parquet").to_pylist():
         assert row["batch_size"] == 2  # what the lost node held was not torn up
         assert (out / row["output"]).read_bytes() == (alone / row["output"]).read_bytes()

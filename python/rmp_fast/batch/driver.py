@@ -172,6 +172,8 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
         _work(clerk, works, pool, wanted)
     job.claim.check(output)
     records.write()
+    if works:
+        output.sweep()  # what a worker that died was writing
     return clerk.summary(collected)
 
 
