@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import io
 import json
@@ -12,10 +10,9 @@ import pathlib
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -32,94 +29,12 @@ pyarrow = pytest.importorskip("pyarrow", reason="rmp-fast batch keeps its manife
 pytest.importorskip("ray", reason="rmp-fast batch runs on Ray: pip install .[ray]")
 
 import batch_kills  # noqa: E402
-from pyarrow import parquet  # noqa: E402
+from batch_store import SIDE, Memory, go  # noqa: E402
 
-from rmp_fast import _ray, batch  # noqa: E402
-from rmp_fast.batch import cluster, driver, manifest, store, worker  # noqa: E402
+from rmp_fast import _ray  # noqa: E402
+from rmp_fast.batch import cluster, manifest, store, worker  # noqa: E402
 
-FEW = {"operator": "denoise", "prior": "fashion", "evaluations": 2, "noise_std": 0.1, "device": "cpu"}
-SIDE = 16
-
-
-@dataclasses.dataclass
-class Memory:
-    """A folder of a store in memory."""
-
-    root: str
-
-    def __truediv__(self, name: str) -> str:
-        return f"memory:/{self.root}/{name}"
-
-    def read(self, name: str) -> bytes:
-        return fsspec.filesystem("memory").cat_file(f"{self.root}/{name}")
-
-    def write(self, name: str, data: bytes) -> None:
-        fsspec.filesystem("memory").pipe_file(f"{self.root}/{name}", data)
-
-    def remove(self, name: str) -> None:
-        fsspec.filesystem("memory").rm_file(f"{self.root}/{name}")
-
-    def picture(self, name: str, seed: int = 0, shape: tuple[int, ...] = (1, SIDE, SIDE), depth: int = 8) -> None:
-        pixels = np.random.default_rng(seed).random(shape)
-        kind = {".png": "png", ".jpg": "jpeg", ".tif": "tiff"}[name[-4:]]
-        self.write(name, images.encode(pixels, depth, kind))
-
-    def pictures(self, count: int) -> None:
-        """0.png, 1.png and so on, all different."""
-        for index in range(count):
-            self.picture(f"{index}.png", index)
-
-    def table(self, name: str, **columns: Any) -> str:
-        stream = io.BytesIO()
-        parquet.write_table(pyarrow.table(columns), stream)
-        self.write(name, stream.getvalue())
-        return self / name
-
-    def names(self) -> set[str]:
-        return {path[len(self.root) + 1 :] for path in fsspec.filesystem("memory").find(self.root)}
-
-    def rows(self) -> dict[str, dict[str, Any]]:
-        return {row["name"]: row for row in parquet.read_table(io.BytesIO(self.read("manifest.parquet"))).to_pylist()}
-
-    def record(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.read(f"{name}.json"))
-        return found
-
-
-@pytest.fixture
-def source() -> Iterator[Memory]:
-    yield Memory("/in")
-    fsspec.filesystem("memory").store.clear()
-
-
-@pytest.fixture
-def out(source: Memory) -> Memory:
-    return Memory("/out")
-
-
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Workers in this process instead of Ray's; returns the names of every batch that they get."""
-    batches: list[list[str]] = []
-
-    @contextlib.contextmanager
-    def connect(*_: object) -> Iterator[tuple[int, int]]:
-        yield 1, 0
-
-    def feed(kind: Callable[..., Any], job: object, works: list[str], *_: object) -> Iterator[str]:
-        pool = kind(job)
-        for work in works:
-            batches.append([image["name"] for image in json.loads(work)[1]])
-            yield from pool({"work": [work]})["result"]
-
-    monkeypatch.setattr(cluster, "connect", connect)
-    monkeypatch.setattr(cluster, "feed", feed)
-    return batches
-
-
-def go(source: object, out: object, **options: Any) -> batch.Summary:
-    ends = [end.root.replace("/", "memory://", 1) if isinstance(end, Memory) else end for end in (source, out)]
-    return batch.restore(*ends, **{**FEW, **options})
+pytest_plugins = ["batch_store"]  # its fixtures
 
 
 # Processes.
@@ -318,6 +233,7 @@ def test_images_of_dead_workers_are_tried_alone_and_then_failed(
         for work in works:
             if "1.png" in work:
                 fed.append([f"dies, {retries} retries"])
+                out.write(".1.png.0123.part", b"half")
                 yield json.dumps({"died": True})
             else:
                 yield from usual(kind, job, [work], pool, retries)
@@ -326,6 +242,7 @@ def test_images_of_dead_workers_are_tried_alone_and_then_failed(
     assert go(source, out).failed.keys() == {"1.png"}
     assert "its worker process died" in out.rows()["1.png"]["error"]
     assert fed == [["dies, 2 retries"], ["0.png"], ["dies, 0 retries"], ["2.png"]]
+    assert not any(name.endswith(".part") for name in out.names())
 
 
 def test_names_of_nested_folders_do_not_collide(source: Memory, out: Memory, fed: list[list[str]]) -> None:
@@ -520,78 +437,7 @@ def test_another_run_takes_the_folder_over(
     assert {"0.png", "1.png"} & out.names() == {"0.png"}
 
 
-# Refusals.
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"file": ["a.png"]}, r"must have the column 'path', and may have 'seed', .*; it has 'file'"),
-        ({"path": pyarrow.array([], "string")}, "has no rows"),
-        ({"path": ["a.png", None]}, "row 1 of the manifest must have a path in column 'path', got None"),
-        ({"path": ["a.txt"]}, "row 0 of the manifest must name a PNG, JPEG, TIFF or WebP file, got 'a.txt'"),
-        ({"path": ["a.png", "./a.png"]}, "rows 0 and 1 of the manifest are both a.png; name each once"),
-        ({"path": ["../a.png"]}, "row 0 of the manifest must not leave the manifest's folder by '..'"),
-        ({"path": ["a.png"], "seed": [1.5]}, "row 0 of the manifest: seed must be a whole number, got 1.5"),
-        ({"path": ["a.png"], "seed": [1e30]}, r"seed must be on \[-2\^63, 2\^63\), got 1e\+30"),
-        ({"path": ["a.png"], "noise_std": [-1.0]}, "noise_std must be a finite number >= 0, got -1.0"),
-        ({"path": ["a.png"], "mask": [3]}, "row 0 of the manifest must have a path in column 'mask', got 3"),
-        ({"path": ["a.png"], "mask": ["m.png"]}, "`--mask` does not apply to denoise"),
-        (
-            {"path": ["a.png", "memory:///out/b.png"]},
-            "`--output` must not hold what is restored: the path of row 1 is memory:///out/b.png",
-        ),
-    ],
-)
-def test_wrong_manifest_is_refused(
-    source: Memory, out: Memory, fed: list[list[str]], columns: dict[str, Any], message: str
-) -> None:
-    source.picture("a.png")
-    table = source.table("t.parquet", **columns)
-    with pytest.raises(UsageError, match=message):
-        go(table, out)
-    assert not out.names()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"input": None}, "`--input` must be given: the folder to restore"),
-        ({"output": None}, "`--output` must be given: the folder of results"),
-        ({"input": "memory://none"}, "`--input` memory://none does not exist"),
-        ({"input": "memory://in/empty"}, "`--input` memory://in/empty holds no PNG, JPEG, TIFF or WebP files"),
-        ({"input": "memory://in/none.parquet"}, "none.parquet does not exist"),
-        ({"input": "memory://in/text.parquet"}, "text.parquet cannot be read as a Parquet table"),
-        ({"input": "nowhere://in"}, "`--input` nowhere://in cannot be opened: Protocol not known"),
-        ({"output": "memory://in/out"}, "`--output` must lie outside of the input folder and not around it"),
-        ({"output": "memory://"}, "`--output` must lie outside of the input folder and not around it"),
-        ({"output": "memory://foreign"}, "holds files that are no batch's, like a.txt; use another folder, or --force"),
-        ({"noise_std": None}, "`--noise-std` must be given"),
-        ({"operator": "sr5"}, "`--operator` must be one of"),
-        ({"guidance": "gausian"}, "did you mean 'gaussian'"),
-        ({"prior": "foto"}, "did you mean 'photo'"),
-        ({"device": "gpu"}, "`--device` must be one of 'auto', 'cpu', 'cuda', got 'gpu'"),
-        ({"format": "bmp"}, "`--format` must be one of"),
-        ({"workers": 0}, "`--workers` must be at least 1, got 0"),
-        ({"seed": 2**63}, "`--seed` must be on [-2^63, 2^63), which the manifest can hold, got 9223372036854775808"),
-        ({"tile": 100}, "must be"),
-        ({"max_pixels": 0}, "`--max-pixels` must be at least 1, got 0"),
-        ({"operator": "inpainting"}, "`--mask` must be given for inpainting"),
-    ],
-)
-def test_bad_options_are_refused_before_work(
-    source: Memory, out: Memory, fed: list[list[str]], options: dict[str, Any], message: str
-) -> None:
-    source.picture("a.png")
-    source.write("empty/note.txt", b"")
-    source.write("text.parquet", b"no table")
-    Memory("/foreign").write("a.txt", b"")
-    given = {"input": "memory://in", "output": "memory://out", **FEW, **options}
-    with pytest.raises(UsageError) as refused:
-        driver.run(driver.options_of(given), driver.Watcher())
-    assert message in str(refused.value)
-    assert not out.names()
-    assert not fed
+# Parts.
 
 
 def test_workers_elsewhere_find_weights_and_presets(
@@ -605,35 +451,6 @@ def test_workers_elsewhere_find_weights_and_presets(
     settings = out.record("0.png")["settings"]
     assert settings["prior"] == str(tmp_path / "mine.safetensors")
     assert settings["looks"] == LOOKS
-
-
-def test_unreadable_images_alone_are_refused_and_unknown_options_named(source: Memory, out: Memory) -> None:
-    source.write("a.png", b"no image")
-    with pytest.raises(UsageError, match=r"no image of 1 can be read; a\.png: the file: "):
-        go(source, out)
-    with pytest.raises(TypeError, match="did you mean 'noise_std'"):
-        go(source, out, noise_sd=0.1)
-
-
-def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="`--device` cuda needs a GPU that Ray knows of"):
-        cluster.devices("cuda", 0)
-    assert [cluster.devices(*key) for key in (("auto", 0), ("auto", 2), ("cpu", 2))] == ["cpu", "cuda", "cpu"]
-
-
-def test_missing_ray_names_the_extra(tmp_path: pathlib.Path) -> None:
-    images.write(tmp_path / "a.png", np.zeros((1, SIDE, SIDE)), 8, "png")
-    blocked = "import sys; sys.modules['ray'] = None; from rmp_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["batch", f"--input={tmp_path}", f"--output={tmp_path}-out", "--operator=denoise", "--noise-std=0.1"]
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, *arguments, "--prior=fashion", "--device=cpu"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "`rmp-fast batch` needs ray: pip install 'rmp_fast[ray]'" in done.stderr
-    assert not pathlib.Path(f"{tmp_path}-out").exists()
-
-
-# Parts.
 
 
 def test_pools_share_processors_and_gpus() -> None:

@@ -8,18 +8,27 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .._optional import require
 from .._ray import own_folder
 from ..cli.usage import UsageError
+from .address import check_address
 
-__all__ = ["Attempts", "Pool", "check_installed", "check_threads", "connect", "devices", "feed", "run_once"]
+__all__ = [
+    "Attempts", "Pool", "check_folders", "check_installed", "check_threads", "check_versions", "connect", "devices",
+    "feed", "run_once",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 OBJECT_STORE = 96 * 2**20  # only names and records pass through it
 LARGEST_GROUP = 4  # processor threads of a worker; more gain less than another worker does
 BLOCKS = 4096  # of the data set, each one task; a batch each until there are more batches
+LONGEST_ANSWER = 60.0  # seconds of a node for a question; usual is one, in which a process starts
+LONGEST_DELAY = 10.0  # seconds until a file that one machine of a network file system has written is seen by others
 
 
 class Pool:
@@ -55,6 +64,98 @@ def check_threads(pool: Pool) -> None:
         raise UsageError(f"`--threads` must be at most {largest}, the processors of Ray's machines, got {pool.threads}")
 
 
+def check_versions(ours: str) -> None:
+    """Refuse a cluster with a machine that has another rmp_fast, or none. Of Ray and Python, Ray itself sees to it.
+
+    Args:
+        ours: the version of this process.
+    """
+
+    def found() -> str | None:
+        import importlib.metadata
+
+        try:
+            return importlib.metadata.version("rmp_fast")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    for node, theirs in _ask_nodes(found):
+        if theirs != ours:
+            has = f"rmp_fast {theirs}" if theirs else "no rmp_fast"
+            raise UsageError(
+                f"`--address`: {node} of the cluster has {has}, this process {ours}; install the same on all machines"
+            )
+
+
+def check_folders(output: str, run: str, source: str) -> None:
+    """Refuse folders that are not the same on all machines of the cluster.
+
+    Args:
+        output: URL of the file that says which run holds the folder of results.
+        run: what it says.
+        source: URL of the input, or a file in it.
+    """
+    longest = LONGEST_DELAY  # the function goes to machines as it stands here, without this module
+
+    def sees(output: str, run: str, source: str) -> tuple[bool, bool]:
+        import time
+
+        import fsspec
+
+        end = time.monotonic() + longest
+        while True:
+            try:
+                fs, path = fsspec.core.url_to_fs(output)
+                fs.invalidate_cache()
+                held = run.encode() in fs.cat_file(path)
+            except OSError:
+                held = False
+            if held or time.monotonic() > end:
+                break
+            time.sleep(0.2)
+        fs, path = fsspec.core.url_to_fs(source)
+        return held, bool(fs.exists(path))
+
+    for node, seen in _ask_nodes(sees, output, run, source):
+        for flag, url, there in zip(("--output", "--input"), (output, source), seen, strict=True):
+            if not there:
+                raise UsageError(
+                    f"`{flag}` must be the same folder on all machines of the cluster, but {node} does not see {url}; "
+                    "use a file system that all share, or a URL of a store"
+                )
+
+
+def _ask_nodes(function: Callable[..., T], *arguments: object) -> Iterator[tuple[str, T]]:
+    """Call a function that is defined in another one, and so sent along, on every machine that may get workers.
+
+    Yields:
+        what to call the machine, and its answer; nothing of one that went away or does not answer in time.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    called = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = [
+        (
+            f"node {node['NodeManagerAddress']}",
+            called.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                *arguments
+            ),
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0)
+    ]
+    end = time.monotonic() + LONGEST_ANSWER
+    for name, answer in asked:
+        try:
+            told: T = ray.get(answer, timeout=max(0.0, end - time.monotonic()))
+        except ray.exceptions.RayTaskError as error:
+            raise RuntimeError(f"{name} of the cluster: {error}") from error
+        except ray.exceptions.RayError:
+            continue
+        yield name, told
+
+
 def devices(wanted: str, gpus: int) -> str:
     """ "cpu" or "cuda" for ``auto``, ``cpu`` or ``cuda`` where there are so many GPUs."""
     if wanted == "cuda" and not gpus:
@@ -71,9 +172,12 @@ class Attempts:
 
     def __init__(self, limit: int) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._limit = limit
-        self._counter = ray.remote(num_cpus=0)(Counter).remote()
+        # Beside the run's own process: on another machine it would be lost with that, and every later batch with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._counter = ray.remote(num_cpus=0, scheduling_strategy=here)(Counter).remote()
 
     def allowed(self, key: str) -> bool:
         """Count a beginning, and say whether it may go on."""
@@ -103,22 +207,31 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
     ends: Linux tells the daemons, the workers follow within seconds, and two idle agents after Ray's request timeout of
     a minute. Its folder is removed at the end, or by the next run if this one is killed.
 
+    With one the cluster is left as it was, but for three idle actors without a claim on a processor that Ray Data keeps
+    in every cluster it was used in.
+
     Args:
-        address: of a cluster.
+        address: of a cluster that this machine is a node of, HOST:PORT or "auto".
         cpus: of a Ray of this machine.
 
     Raises:
-        UsageError: Ray does not start, or does not answer at that address.
+        UsageError: Ray does not start, or no cluster can be joined at that address.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes back as an exception
     # The workers are this interpreter; a tool that Ray was started through has no say in that.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if address is not None:
+        check_address(address)
     import ray
     import ray.data
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as stack:
+        # Of tasks that it repeats and nodes that are lost Ray tells on stdout, where the summary belongs, and has no
+        # public switch for that. Until the end of ray.shutdown, which tells what is left.
+        usual, ray._private.worker._worker_logs_enabled = ray._private.worker._worker_logs_enabled, False
+        stack.callback(setattr, ray._private.worker, "_worker_logs_enabled", usual)
         try:
             if address is None:
                 quiet |= {

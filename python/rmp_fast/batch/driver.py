@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL.Image import DecompressionBombWarning
 
-from .. import images
+from .. import __version__, images
 from .._checks import check_choice
 from ..cli import record
 from ..cli.reconstruct import default_batch
@@ -31,7 +31,7 @@ from ..cli.usage import UsageError, check_numbers
 from ..priors import BUNDLED
 from . import cluster
 from .inputs import Image, collect
-from .manifest import MANIFEST, Records, Row, SupersededError, claim, fingerprint
+from .manifest import MANIFEST, RUN, Records, Row, SupersededError, claim, fingerprint
 from .store import PARALLEL, Store, open_file, output_name
 
 if TYPE_CHECKING:
@@ -154,8 +154,11 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
         pool = cluster.Pool(device, cpus, gpus, options.workers, options.threads)
         if options.address is not None:
             cluster.check_threads(pool)
+            cluster.check_versions(__version__)
         options = _absolute(options, output, pool.threads)
         job = _job(options, device, collected, records, files)
+        if options.address is not None:
+            cluster.check_folders(f"{options.output}/{RUN}", job.claim.run, options.input)
         wanted = {image.name: fingerprint(image, job.settings_hash) for image in collected}
         todo = [image for image in collected if not records.is_finished(image.name, wanted[image.name])]
         watcher.begin(len(collected), len(collected) - len(todo))
@@ -169,6 +172,8 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
         _work(clerk, works, pool, wanted)
     job.claim.check(output)
     records.write()
+    if works:
+        output.sweep()  # what a worker that died was writing
     return clerk.summary(collected)
 
 

@@ -25,6 +25,12 @@ examples:
 every image. The same command started again, whatever stopped it, goes on where it was; failed images are tried again.
 On file systems files appear by rename and on object stores by one put, so nobody meets half a file.
 
+--address: of a Ray cluster that runs already, and that this machine is a node of (ray start --address HEAD:PORT; "auto"
+finds the one that was started here). All its machines need the same rmp_fast, Ray and Python, and must see --input and
+--output under the same names: a shared file system or a store. A machine that is lost costs time, no image. If the head
+is lost, Ray ends the command after a minute with exit code 1 and without a word; the same command goes on from there. A
+cluster that wants tokens gets them with RAY_AUTH_MODE=token.
+
 exit code: 0 all images restored (or finished before), 1 some could not be, 2 refused before any work.
 """
 
@@ -50,7 +56,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_chain(parser)
 
     running = parser.add_argument_group("running and output")
-    running.add_argument("--address", metavar="RAY", help="join this Ray cluster (default: a Ray of this machine)")
+    running.add_argument(
+        "--address", metavar="RAY", help="HOST:PORT of a Ray cluster, or auto (default: a Ray of its own)"
+    )
     running.add_argument("--device", default="auto", metavar="NAME", help="auto (GPUs if there are any), cpu or cuda")
     running.add_argument("--workers", type=int, metavar="N", help="processes that restore (one per GPU or --threads)")
     running.add_argument("--threads", type=int, metavar="N", help="processor threads of a worker (at most 4)")
