@@ -3,7 +3,7 @@
 ``--prior fashion``: Fashion-MNIST test images from number 5000 on (tune on others). ``--prior photo``: 256x256 crops of
 scikit-image's photographs. Noise 0.05 on [-1, 1]. Every row is written to a CSV file as soon as it is finished, and a
 second run with the same prior and number of images goes on from there; ``--print`` shows what is there. Baselines come
-with their authors' settings and, as "tuned", with the best found on Fashion-MNIST test images 0 to 7.
+with their authors' settings and, as "tuned", with the best that ``tune_baselines.py`` found on other images.
 
 RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper"
 the settings of its authors with the ``gaussian`` guidance.
@@ -109,11 +109,16 @@ def problem(
         truth = torch.from_numpy(fashion_images(cache, "test")[first : first + count]).float() / 127.5 - 1
     else:
         truth = central_crops()[:count]
-    op = TASKS[task](count, SIZES[prior], first)
+    return truth, *measured(task, truth, first)
+
+
+def measured(task: str, truth: Tensor, first: int) -> tuple[operators.Operator, Tensor]:
+    """Operator and measurements of images (B, C, H, W) on [-1, 1]; ``first`` and so on decide masks and noise."""
+    op = TASKS[task](len(truth), (truth.shape[-2], truth.shape[-1]), first)
     y = op.A(truth)
     for index, item in enumerate(y):
         item += NOISE * torch.randn(item.shape, generator=torch.Generator().manual_seed(first + index))
-    return truth, op, op.A(y) if isinstance(op, operators.Inpainting) else y
+    return op, op.A(y) if isinstance(op, operators.Inpainting) else y
 
 
 def exists(row: Row, task: str, prior: str) -> bool:

@@ -1,10 +1,11 @@
 """The best settings of the baselines, task by task: ``python benchmarks/quality/tune_baselines.py``.
 
 The first Fashion-MNIST test images, eight or for a thousand evaluations four (report on others), noise 0.05 on [-1, 1],
-the ``fashion`` prior. Optuna searches the settings of a method and the range of its levels for the mean PSNR, beginning
-with the best for all tasks together. What beats the authors' settings is kept in ``rmp_fast/bench/tuned.json`` after
-every task, and is what ``rmp-fast bench`` and ``linear_tasks.py`` call tuned; tasks that are there already are left
-alone unless ``--force``.
+the ``fashion`` prior; with ``--prior photo`` three 128x128 crops of training photographs, and the samplers without
+gradients alone. Optuna searches the settings of a method and the range of its levels for the mean PSNR, beginning with
+the best for all tasks together. What beats the authors' settings is kept in ``rmp_fast/bench/tuned.json`` after every
+task, and is what ``rmp-fast bench`` and ``linear_tasks.py`` call tuned; tasks that are there already are left alone
+unless ``--force``.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
-from linear_tasks import NOISE, TASKS, problem
+from linear_tasks import NOISE, TASKS, measured, problem
 from photos import psnr
+from torch import Tensor
 
 import rmp_fast as rmp
-from rmp_fast import _json, baselines
+from rmp_fast import _json, baselines, operators
 from rmp_fast.bench.methods import TUNED, as_settings, tuned_settings
+from rmp_fast.training.train import PhotoBatches, to_float
 
 Suggest = Callable[[optuna.Trial], dict[str, Any]]
 
@@ -66,11 +70,23 @@ def dps(trial: optuna.Trial) -> dict[str, Any]:
     return {"step_size": trial.suggest_float("step_size", 0.01, 2, log=True), **levels(trial)}
 
 
-#: Method, evaluations, trials per task.
-SEARCHES: list[tuple[Suggest, int, int]] = [
-    (ddrm, 20, 30), (ddrm, 100, 30), (diffpir, 20, 30), (diffpir, 100, 30), (pigdm, 100, 20), (reddiff, 1000, 10),
-    (daps, 1000, 10), (dps, 1000, 6),
-]  # fmt: skip
+#: Of a prior: method, evaluations, trials per task.
+SEARCHES: dict[str, list[tuple[Suggest, int, int]]] = {
+    "fashion": [
+        (ddrm, 20, 30), (ddrm, 100, 30), (diffpir, 20, 30), (diffpir, 100, 30), (pigdm, 100, 20), (reddiff, 1000, 10),
+        (daps, 1000, 10), (dps, 1000, 6),
+    ],
+    "photo": [(ddrm, 20, 20), (diffpir, 20, 20), (ddrm, 100, 10), (diffpir, 100, 10)],
+}  # fmt: skip
+
+
+def problems(prior: str, task: str, evaluations: int, cache: pathlib.Path) -> tuple[Tensor, operators.Operator, Tensor]:
+    """Images, operator and measurements to tune on."""
+    if prior == "fashion":
+        return problem(task, 8 if evaluations <= 100 else 4, cache, first=0)
+    crops, rng = PhotoBatches(cache), np.random.default_rng(0)
+    truth = to_float(np.stack([crops.crop(128, rng) for _ in range(3)]))
+    return truth, *measured(task, truth, 0)
 
 
 def search(
@@ -78,7 +94,7 @@ def search(
 ) -> dict[str, Any]:
     """The settings of the highest mean PSNR, authors' ones included."""
     method = suggest.__name__
-    truth, op, y = problem(task, 8 if evaluations <= 100 else 4, cache, first=0)
+    truth, op, y = problems(prior.name, task, evaluations, cache)
 
     def quality(settings: dict[str, Any]) -> float:
         estimate = baselines.reconstruct(
@@ -108,18 +124,21 @@ def search(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [suggest.__name__ for suggest, _, _ in SEARCHES]
-    parser.add_argument("--methods", nargs="+", choices=sorted(set(names)), default=names, help="which (all)")
+    names = sorted({suggest.__name__ for suggest, _, _ in SEARCHES["fashion"]})
+    parser.add_argument("--prior", choices=sorted(SEARCHES), default="fashion", help="and its images (fashion)")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="which (all)")
     parser.add_argument("--force", action="store_true", help="search again where something is kept")
     parser.add_argument("--out", type=pathlib.Path, default=TUNED, help="where it is kept")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    prior = rmp.priors.load("fashion")
-    for suggest, evaluations, trials in SEARCHES:
+    prior = rmp.priors.load(arguments.prior)
+    for suggest, evaluations, trials in SEARCHES[arguments.prior]:
         for task in TASKS:
             kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-            found = kept.setdefault("fashion", {}).setdefault(suggest.__name__, {}).setdefault(str(evaluations), {})
+            found = (
+                kept.setdefault(arguments.prior, {}).setdefault(suggest.__name__, {}).setdefault(str(evaluations), {})
+            )
             if suggest.__name__ not in arguments.methods or (task in found and not arguments.force):
                 continue
             found[task] = search(suggest, evaluations, trials, task, prior, arguments.data)
