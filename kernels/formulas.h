@@ -71,10 +71,11 @@ RMP_FORMULA PhiloxKeys<W> philox_keys(std::uint32_t low, std::uint32_t high) {
   return keys;
 }
 
-template <class W>
+// All rounds, or those from kFirst until before kLast.
+template <int kFirst = 0, int kLast = 10, class W>
 RMP_FORMULA void philox(const PhiloxKeys<W>& keys, W& c0, W& c1, W& c2, W& c3) {
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
+  for (int round = kFirst; round < kLast; ++round) {
     W high0, low0, high2, low2;
     multiply_wide(c0, 0xD2511F53u, high0, low0);
     multiply_wide(c2, 0xCD9E8D57u, high2, low2);

@@ -11,6 +11,7 @@ namespace RMP_PATH {
 namespace {
 
 constexpr std::int64_t kTile = 1024;
+constexpr std::int64_t kLine = 16;  // floats of one line of a cache
 static_assert(kChunk % kTile == 0 && kTile % kNormals == 0, "tiles begin at whole groups of normals");
 
 // The corrections of block averages, made band by band as the tiles of an item come along.
@@ -152,10 +153,11 @@ double advance(const StepParams& p, std::int64_t item, float ratio, std::int64_t
   return kPrecision == Precision::isotropic ? total(sum) : 0.0;
 }
 
-// input = next_mean + scale e, and its mirror image; the scale is per element where the precision is diagonal.
-template <bool kDiagonal>
+// input = next_mean + scale e, and its mirror image; the scale is per element where the precision is diagonal. Normals
+// leave memory idle, so meanwhile fetch(i) asks for what the next tile needs in place of this one's element i.
+template <bool kDiagonal, class Fetch>
 RMP_INLINE void perturb_tile(const StepParams& p, const NormalStream& normals, std::int64_t item, float scale,
-                             std::int64_t begin, std::int64_t count) {
+                             std::int64_t begin, std::int64_t count, const Fetch& fetch) {
   const std::int64_t at = item * p.size + begin;
   const float* mean = p.next_mean + at;
   float* input = p.input + at;
@@ -177,12 +179,14 @@ RMP_INLINE void perturb_tile(const StepParams& p, const NormalStream& normals, s
   if (p.input_mirror) {
     float* mirror = p.input_mirror + at;
     over_normals(normals, begin, count, [&](std::int64_t i, auto span, Float e) RMP_INLINE_LAMBDA {
+      fetch(i);
       const Float value = load(mean + i, span), width = scaled(i, span);
       store(input + i, fused(width, e, value), span);
       store(mirror + i, fused(Float{} - width, e, value), span);
     });
   } else {
     over_normals(normals, begin, count, [&](std::int64_t i, auto span, Float e) RMP_INLINE_LAMBDA {
+      fetch(i);
       store(input + i, fused(scaled(i, span), e, load(mean + i, span)), span);
     });
   }
@@ -236,7 +240,18 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
                   }
                   sum += advance<kPoint, kPrecision>(p, item, ratio, at, count, plus, minus);
                   if constexpr (!kIsotropic) {
-                    perturb_tile<kPrecision == Precision::diagonal>(p, normals, item, scale, at, count);
+                    const bool pixels = p.correction != Correction::none && p.correction != Correction::block_average;
+                    // Never behind the item: its last tile asks for itself.
+                    const std::int64_t next = item * p.size + at + smaller(kTile, p.size - at - count);
+                    const auto fetch = [&](std::int64_t i) RMP_INLINE_LAMBDA {
+                      if (kLanes < kLine && i % kLine != 0) return;
+                      prefetch(p.previous + next + i, p.mean + next + i, p.next_mean + next + i, p.input + next + i,
+                               p.denoised + next + i);
+                      if constexpr (kPoint == Point::pair) prefetch(p.denoised_mirror + next + i);
+                      if constexpr (kPrecision == Precision::diagonal) prefetch(p.curvature + next + i);
+                      if (pixels) prefetch(p.measurement + next + i);
+                    };
+                    perturb_tile<kPrecision == Precision::diagonal>(p, normals, item, scale, at, count, fetch);
                   }
                 }
                 if constexpr (kIsotropic) p.partial[unit] = sum;
@@ -245,10 +260,11 @@ void step_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int
 
 template <bool kDiagonal>
 void perturb_chunks(const StepParams& p, std::int64_t first, std::int64_t last, int) {
-  over_chunks(
-      p, first, last,
-      [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end, const NormalStream& normals)
-          RMP_INLINE_LAMBDA { perturb_tile<kDiagonal>(p, normals, item, next_scale(p, item), begin, end - begin); });
+  over_chunks(p, first, last,
+              [&](std::int64_t item, std::int64_t, std::int64_t begin, std::int64_t end,
+                  const NormalStream& normals) RMP_INLINE_LAMBDA {
+                perturb_tile<kDiagonal>(p, normals, item, next_scale(p, item), begin, end - begin, [](std::int64_t) {});
+              });
 }
 
 // j <- (1 - rate) j + rate * sum / (ratio std^2 N). A look that left the finite range teaches nothing.

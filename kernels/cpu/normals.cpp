@@ -24,7 +24,7 @@ void philox(std::uint32_t counter[4], const std::uint32_t key[2]) {
   for (int i = 0; i < 4; ++i) c[i] = spread<Words>(counter[i]);
   philox(philox_keys<Words>(key[0], key[1]), c[0], c[1], c[2], c[3]);
   // Both halves are computed; both must be right.
-  for (int i = 0; i < 4; ++i) counter[i] = static_cast<std::uint32_t>(packed(c[i])[kLanes - 1]);
+  for (int i = 0; i < 4; ++i) counter[i] = static_cast<std::uint32_t>(c[i].second[kLanes / 2 - 1]);
 }
 
 }  // namespace RMP_PATH

@@ -18,19 +18,59 @@ struct NormalStream {
         evaluation(spread<Words>(evaluation_index)),
         stream(spread<Words>(stream_index)) {}
 
-  // The words of the elements element, element + 1, ... of the item; `element` is a multiple of 4.
-  RMP_INLINE void words(std::int64_t element, Int (&w)[4]) const {
-    Words c0 = unpacked(plus_modulo(kOrder, static_cast<std::uint32_t>(element / 4)));
-    Words c1 = evaluation, c2 = stream, c3 = spread<Words>(0u);
-    philox(keys, c0, c1, c2, c3);
-    w[0] = packed(c0), w[1] = packed(c1), w[2] = packed(c2), w[3] = packed(c3);
+  // The counters of the elements element, element + 1, ... of the item; `element` is a multiple of 4.
+  RMP_INLINE void counters(std::int64_t element, Words (&c)[4]) const {
+    const Long block = kOrder + static_cast<std::uint64_t>(element / 4);
+    c[0] = {block, block + kLanes / 2};
+    c[1] = evaluation, c[2] = stream, c[3] = spread<Words>(0u);
+  }
+  template <int kFirst, int kLast>
+  RMP_INLINE void rounds(Words (&c)[4]) const {
+    philox<kFirst, kLast>(keys, c[0], c[1], c[2], c[3]);
   }
 };
 
+// Words for Box-Muller, the two pairs of a block side by side.
+RMP_INLINE void join(const Words (&c)[4], Int (&w)[4]) {
+  w[0] = joined(c[0].first, c[2].first), w[1] = joined(c[1].first, c[3].first);
+  w[2] = joined(c[0].second, c[2].second), w[3] = joined(c[1].second, c[3].second);
+}
+
+template <int k>
+RMP_INLINE void pair_normals(const Int (&w)[4], Float radius, Float (&z)[4]) {
+  cosine_sine(w[k + 1], radius, z[k], z[k + 1]);
+  interleave_quarters(z[k], z[k + 1]);
+}
+
 RMP_INLINE void to_normals(const Int (&w)[4], Float (&z)[4]) {
-  box_muller(w[0], w[1], z[0], z[1]);
-  box_muller(w[2], w[3], z[2], z[3]);
-  transpose_quarters(z[0], z[1], z[2], z[3]);
+  pair_normals<0>(w, normal_radius<Float>(w[0]), z);
+  pair_normals<2>(w, normal_radius<Float>(w[2]), z);
+}
+
+// Turns the words into normals and replaces them with those of `element`. Both are long chains of dependent operations,
+// which fill each other's gaps.
+RMP_INLINE void exchange(const NormalStream& make, std::int64_t element, Int (&w)[4], Float (&z)[4]) {
+  Words c[4];
+  make.counters(element, c);
+#if defined(__AVX512F__)
+  // In turns, because either chain alone is about as long as the processor looks ahead.
+  make.rounds<0, 3>(c);
+  const Float radius0 = normal_radius<Float>(w[0]);
+  make.rounds<3, 5>(c);
+  pair_normals<0>(w, radius0, z);
+  make.rounds<5, 8>(c);
+  const Float radius2 = normal_radius<Float>(w[2]);
+  make.rounds<8, 10>(c);
+  pair_normals<2>(w, radius2, z);
+  join(c, w);
+#else
+  // Too few registers to take turns.
+  Int next[4];
+  make.rounds<0, 10>(c);
+  join(c, next);
+  to_normals(w, z);
+  for (int k = 0; k < 4; ++k) w[k] = next[k];
+#endif
 }
 
 constexpr std::int64_t kNormals = 4 * kLanes;
@@ -39,21 +79,19 @@ constexpr std::int64_t kNormals = 4 * kLanes;
 template <class Body>
 RMP_INLINE void over_normals(const NormalStream& make, std::int64_t first, std::int64_t count, const Body& body) {
   Float z[4];
-  Int now[4], next[4];
-  make.words(first, now);
+  Int words[4];
+  Words c[4];
+  make.counters(first, c);
+  make.rounds<0, 10>(c);
+  join(c, words);
   std::int64_t i = 0;
   for (; i + kNormals <= count; i += kNormals) {
-    // Both chains of dependent operations are long; side by side they fill each other's gaps.
-    make.words(first + i + kNormals, next);
-    to_normals(now, z);
+    exchange(make, first + i + kNormals, words, z);
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      body(i + k * kLanes, Whole{}, z[k]);
-      now[k] = next[k];
-    }
+    for (int k = 0; k < 4; ++k) body(i + k * kLanes, Whole{}, z[k]);
   }
   if (i == count) return;
-  to_normals(now, z);
+  to_normals(words, z);
   for (int k = 0; k < 4 && i < count; ++k, i += kLanes) body(i, Part{smaller(kLanes, count - i)}, z[k]);
 }
 

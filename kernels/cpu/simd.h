@@ -49,6 +49,10 @@ RMP_INLINE void store(float* p, Float v, Whole = {}) { __builtin_memcpy(p, &v, s
 RMP_INLINE void store(float* p, Float v, Part part) {
   for (std::int64_t i = 0; i < part.count; ++i) p[i] = v[i];
 }
+template <class... T>
+RMP_INLINE void prefetch(const T*... p) {
+  (__builtin_prefetch(p), ...);
+}
 // All ones where the byte is not 0.
 RMP_INLINE Int load_mask(const std::uint8_t* p, Whole = {}) {
   Bytes v;
@@ -151,9 +155,9 @@ RMP_INLINE Float root(Float v) {
 // Philox multiplies 32 by 32 bits to 64, which hardware does for every second lane only. So its words stay spread over
 // 64-bit lanes through all rounds; the upper halves hold rubbish.
 struct Words {
-  Long even, odd;
+  Long first, second;
 };
-RMP_INLINE Words operator^(Words a, Words b) { return {a.even ^ b.even, a.odd ^ b.odd}; }
+RMP_INLINE Words operator^(Words a, Words b) { return {a.first ^ b.first, a.second ^ b.second}; }
 
 RMP_INLINE Long product(Long a, std::uint32_t factor) {
 #if defined(__AVX512F__) && RMP_LANES == 16
@@ -167,19 +171,19 @@ RMP_INLINE Long product(Long a, std::uint32_t factor) {
 #endif
 }
 RMP_INLINE void multiply_wide(Words a, std::uint32_t factor, Words& high, Words& low) {
-  low = {product(a.even, factor), product(a.odd, factor)};
-  high = {low.even >> 32, low.odd >> 32};
+  low = {product(a.first, factor), product(a.second, factor)};
+  high = {low.first >> 32, low.second >> 32};
 }
-RMP_INLINE Int packed(Words a) {
+// The words of `even` in the even lanes, those of `odd` in the odd ones.
+RMP_INLINE Int joined(Long even, Long odd) {
 #if defined(__AVX512F__) && RMP_LANES == 16
-  return (Int)_mm512_mask_blend_epi32(0xAAAA, (__m512i)a.even, (__m512i)(a.odd << 32));
+  return (Int)_mm512_mask_moveldup_ps((__m512)even, 0xAAAA, (__m512)odd);
 #elif defined(__AVX2__) && RMP_LANES == 8
-  return (Int)_mm256_blend_epi32((__m256i)a.even, (__m256i)(a.odd << 32), 0xAA);
+  return (Int)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xAA);
 #else
-  return (Int)((a.even & 0xFFFFFFFFu) | (a.odd << 32));
+  return (Int)((even & 0xFFFFFFFFu) | (odd << 32));
 #endif
 }
-RMP_INLINE Words unpacked(Int v) { return {(Long)v, (Long)v >> 32}; }
 
 template <class T>
 RMP_INLINE T spread(float value) {
@@ -192,14 +196,15 @@ RMP_INLINE T spread(std::uint32_t value) {
 
 // --- Rearrangements --------------------------------------------------------------------------------------------------
 
-// Lane 4q + r of a vector of Philox blocks holds block kOrder[4q + r] = (lanes / 4) r + q: then a transposition inside
-// each quarter of four lanes, which is cheap, yields the four numbers of all blocks in their order in memory.
+// Lane 2q + r of the first words of Philox blocks holds block kOrder[2q + r] = (lanes / 4) r + q, the second words go
+// on after them: then interleaving quarters, which is cheap, yields the four numbers of all blocks in their order in
+// memory.
 #if RMP_LANES == 16
-constexpr Int kOrder = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+constexpr Long kOrder = {0, 4, 1, 5, 2, 6, 3, 7};
 #elif RMP_LANES == 8
-constexpr Int kOrder = {0, 2, 4, 6, 1, 3, 5, 7};
+constexpr Long kOrder = {0, 2, 1, 3};
 #else
-constexpr Int kOrder = {0, 1, 2, 3};
+constexpr Long kOrder = {0, 1};
 #endif
 
 #if RMP_LANES == 16
@@ -211,6 +216,13 @@ constexpr Int kOrder = {0, 1, 2, 3};
 #else
 #define RMP_IN_QUARTERS(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d)
 #endif
+
+RMP_INLINE void interleave_quarters(Float& v0, Float& v1) {
+  constexpr int n = RMP_LANES;
+  const Float low = RMP_IN_QUARTERS(v0, v1, 0, n, 1, n + 1);
+  v1 = RMP_IN_QUARTERS(v0, v1, 2, n + 2, 3, n + 3);
+  v0 = low;
+}
 
 RMP_INLINE void transpose_quarters(Float& v0, Float& v1, Float& v2, Float& v3) {
   constexpr int n = RMP_LANES;
