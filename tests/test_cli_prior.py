@@ -96,7 +96,7 @@ def test_what_was_tuned_decides_the_chain_and_is_recorded(
         (["--guidance=dps"], "`--presets` decides the whole chain; it excludes `--guidance`"),
         (
             ["--evaluations=1"],
-            f"`--presets` {tuned} has nothing for denoise with at most 1 evaluations; it has",
+            f"`--presets` {tuned} has nothing that holds here for denoise with at most 1 evaluations; it has",
         ),
         ([f"--presets={tmp_path}"], f"`--presets` {tmp_path} cannot be read as presets"),
     ):

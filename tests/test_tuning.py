@@ -106,6 +106,16 @@ def test_three_looks_per_level_are_no_table() -> None:
         tuning.looks_of(schedules.log(4), P, 3)
 
 
+@pytest.mark.parametrize(("start", "usual"), [("zero", 20.0), ("smooth", 1.2)])
+def test_the_first_table_begins_at_the_highest_level(start: str, usual: float) -> None:
+    for asked, found in ((None, usual), (60.0, 60.0)):
+        looks = tuning.first_looks(5, P, start, asked)
+        assert float(looks.level[0]) == found
+        assert bool((looks.level.diff() < 0).all())
+    with pytest.raises(ValueError, match="`highest_level` must be"):
+        tuning.first_looks(5, P, start, 0.0)
+
+
 def test_tuning_approaches_the_posterior_mean() -> None:
     prior = priors.from_denoiser(white, P)
     first = tuning.first_looks(3, P)
@@ -265,6 +275,8 @@ def test_presets_are_collected_in_one_file(
         (["--out={folder}/0.png/x.json"], "`--out` .* cannot be written"),
         (["--out={folder}/0.png", "--append"], "`--out` .* cannot be read as presets"),
         (["--init={folder}/none.json"], "`--init` .* cannot be read as presets"),
+        (["--highest-level=0"], "`--highest-level` must be a number > 0, got 0.0"),
+        (["--highest-level=9", "--init={folder}/none.json"], "`--highest-level` is of the first table, which `--init`"),
     ],
 )
 def test_command_refuses(

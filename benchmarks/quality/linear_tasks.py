@@ -3,7 +3,7 @@
 ``--prior fashion``: Fashion-MNIST test images from number 5000 on (tune on others). ``--prior photo``: 256x256 crops of
 scikit-image's photographs. Noise 0.05 on [-1, 1]. Every row is written to a CSV file as soon as it is finished, and a
 second run with the same prior and number of images goes on from there; ``--print`` shows what is there. Baselines come
-with their authors' settings and, as "tuned", with the best that ``tune_baselines.py`` found on other images.
+with their authors' settings and, as "tuned", with the best that ``tune_baselines.py`` found on other images, if any.
 
 RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper"
 the settings of its authors with the ``gaussian`` guidance.

@@ -45,7 +45,8 @@ def smooth_start(
 
     check_shape("y", y, op.measurement_shape(image_shape))
     with phase("start"):
-        form = op.form(image_shape, y.device, y.dtype)
+        # Others may decompose a matrix for every line before they have a form.
+        form = op.form(image_shape, y.device, y.dtype) if op.smooth_form else None
         if isinstance(form, Spectral) and form.laplacian is not None and form.complete:
             inverse = pseudo_reciprocal(form.energy + weight * form.laplacian.square())
             return form.synthesis(form.project(y) * inverse)

@@ -125,14 +125,24 @@ def looks_of(
     return Looks(level, share.sqrt() * level, size * share, -back * size * (1 - share), variance)
 
 
-def first_looks(evaluations: int, data_variance: float, start: str = "zero") -> Looks:
+def first_looks(
+    evaluations: int, data_variance: float, start: str = "zero", highest_level: float | None = None
+) -> Looks:  # fmt: skip
     """A table to begin tuning with: levels in equal ratios, and the trends that tuned tables of any task show.
 
     They perturb ever less than the level that the network is told (from 0.85 to 0.15 of it), step ever further, and
     trust the measurement more than s^2 p / (s^2 + p) does.
+
+    Args:
+        evaluations: looks of the table.
+        data_variance: p of the prior.
+        start: ``"zero"`` or ``"smooth"``.
+        highest_level: of the first look; default 20, after a smooth start 1.2. What is hidden in one large piece needs
+            more: nothing near it says what it is.
     """
     check_choice("start", start, ("zero", "smooth"))
     high, low = (20.0, 0.06) if start == "zero" else (1.2, 0.04)
+    high = high if highest_level is None else check_positive("highest_level", highest_level)
     along = torch.linspace(0, 1, check_count("evaluations", evaluations), dtype=torch.float64)
     level = high * (low / high) ** along
     noise = level * 0.85 * (0.15 / 0.85) ** along

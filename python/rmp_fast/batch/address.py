@@ -16,9 +16,11 @@ LONGEST_CONNECT = 5.0  # seconds; a machine that is there answers within a fract
 #: Seconds that Ray may look for a node of the cluster on this machine; usually 60, in which it finds no more.
 LONGEST_SEARCH = 5
 LONGEST_JOIN = 30.0  # seconds; usual are 1.5, of which most is Python's import of Ray
+IMPORTED = "imported"
 #: What joins and leaves again, and writes the innermost cause if it cannot.
-JOIN = """\
+JOIN = f"""\
 import logging, sys, ray
+print("{IMPORTED}", flush=True)
 try:
     ray.init(sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
 except Exception as error:
@@ -58,12 +60,17 @@ def check_address(address: str) -> None:
     command = [sys.executable, "-c", JOIN, address]
     try:
         tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_JOIN)
-    except subprocess.TimeoutExpired:
-        why = f"what listens there did not answer as Ray's head within {LONGEST_JOIN:.0f} s"
+    except subprocess.TimeoutExpired as ended:
+        imported = IMPORTED.encode() in (ended.stdout or b"")
+        what = "what listens there did not answer as Ray's head" if imported else "Ray could not be imported"
+        why = f"{what} within {LONGEST_JOIN:g} s"
     else:
         if tried.returncode == 0:
             return
-        why = _shortened(tried.stdout) or f"joining it ended with exit code {tried.returncode}"
+        why = (
+            _shortened(tried.stdout.removeprefix(f"{IMPORTED}\n"))
+            or f"joining it ended with exit code {tried.returncode}"
+        )
     why = next((remedy for text, remedy in REMEDIES.items() if text in why), why)
     raise UsageError(f"Ray cannot be reached at `--address` {address}: {why}")
 

@@ -87,17 +87,17 @@ def check_versions(ours: str) -> None:
             )
 
 
-def check_folders(output: str, run: str, source: str) -> None:
+def check_folders(probe: str, text: str, source: str) -> None:
     """Refuse folders that are not the same on all machines of the cluster.
 
     Args:
-        output: URL of the file that says which run holds the folder of results.
-        run: what it says.
+        probe: URL of a file in the folder of results.
+        text: what it holds.
         source: URL of the input, or a file in it.
     """
     longest = LONGEST_DELAY  # the function goes to machines as it stands here, without this module
 
-    def sees(output: str, run: str, source: str) -> tuple[bool, bool]:
+    def sees(probe: str, text: str, source: str) -> tuple[bool, bool]:
         import time
 
         import fsspec
@@ -105,9 +105,9 @@ def check_folders(output: str, run: str, source: str) -> None:
         end = time.monotonic() + longest
         while True:
             try:
-                fs, path = fsspec.core.url_to_fs(output)
+                fs, path = fsspec.core.url_to_fs(probe)
                 fs.invalidate_cache()
-                held = run.encode() in fs.cat_file(path)
+                held = fs.cat_file(path) == text.encode()
             except OSError:
                 held = False
             if held or time.monotonic() > end:
@@ -116,8 +116,9 @@ def check_folders(output: str, run: str, source: str) -> None:
         fs, path = fsspec.core.url_to_fs(source)
         return held, bool(fs.exists(path))
 
-    for node, seen in _ask_nodes(sees, output, run, source):
-        for flag, url, there in zip(("--output", "--input"), (output, source), seen, strict=True):
+    folder = probe.rpartition("/")[0]
+    for node, seen in _ask_nodes(sees, probe, text, source):
+        for flag, url, there in zip(("--output", "--input"), (folder, source), seen, strict=True):
             if not there:
                 raise UsageError(
                     f"`{flag}` must be the same folder on all machines of the cluster, but {node} does not see {url}; "

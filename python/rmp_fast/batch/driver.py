@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from ..cli.usage import UsageError, check_numbers
 from ..priors import BUNDLED
 from . import cluster
 from .inputs import Image, collect
-from .manifest import MANIFEST, RUN, Records, Row, SupersededError, claim, fingerprint
+from .manifest import MANIFEST, Records, Row, SupersededError, claim, fingerprint
 from .store import PARALLEL, Store, open_file, output_name
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
             cluster.check_threads(pool)
             cluster.check_versions(__version__)
         options = _absolute(options, output, pool.threads)
-        job = _job(options, device, collected, records, files)
         if options.address is not None:
-            cluster.check_folders(f"{options.output}/{RUN}", job.claim.run, options.input)
+            _check_shared(output, options.input)
+        job = _job(options, device, collected, records, files)
         wanted = {image.name: fingerprint(image, job.settings_hash) for image in collected}
         todo = [image for image in collected if not records.is_finished(image.name, wanted[image.name])]
         watcher.begin(len(collected), len(collected) - len(todo))
@@ -175,6 +176,19 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
     if works:
         output.sweep()  # what a worker that died was writing
     return clerk.summary(collected)
+
+
+def _check_shared(output: Store, source: str) -> None:
+    """Refuse an output folder that cannot be written, or folders that are not the same on all machines."""
+    name, text = f".{uuid.uuid4().hex}.part", uuid.uuid4().hex  # which a later run sweeps, should this one be killed
+    try:
+        output.write(name, text.encode())
+    except OSError as cause:
+        raise UsageError(f"`--output` {output.url} cannot be written: {cause.strerror or cause}") from cause
+    try:
+        cluster.check_folders(f"{output.absolute}/{name}", text, source)
+    finally:
+        output.remove(name)
 
 
 class _Clerk:

@@ -64,7 +64,7 @@ def problem(
     """
     shape = (images, 2 if task == "mri" else 3, side, side)
     op = operators.for_task(task, shape)
-    # Nonlinear tasks have no tuned chain and solve at every look: a short one shows what a look does.
+    # Nonlinear tasks solve at every look: a short chain shows what a look does.
     tuned = presets.for_task(task, "photo", 2 if task in presets.NONLINEAR else 20)
     prior = priors.from_denoiser(denoise, data_variance=0.25)
     plan = Plan(op, prior, shape, 0.05, backend="cpu", **(tuned | settings))

@@ -110,14 +110,15 @@ def as_settings(name: str, evaluations: int, found: dict[str, Any]) -> dict[str,
 
 
 def tuned_settings(name: str, evaluations: int, task: str = "", prior: str = "") -> dict[str, Any] | None:
-    """The best settings of a baseline found on Fashion-MNIST test images 0 to 7, or None where none were sought.
+    """The best settings of a baseline that were found, or None where none were sought or the authors' are the best.
 
-    For the prior and the task where they were sought for those, else the best for all tasks together. The authors'
-    grids are made for 256 x 256 photographs; what helps is the grid of levels that RMP starts from.
+    ``benchmarks/quality/tune_baselines.py`` says on which images they were sought, for a prior and a task; for others
+    they are the best for all tasks of Fashion-MNIST together. The authors' grids are made for 256 x 256 photographs;
+    what helps is the grid of levels that RMP starts from.
     """
     found = _tuned().get(prior, {}).get(name, {}).get(str(evaluations), {}).get(task)
     if found is not None:
-        return as_settings(name, evaluations, found) or baselines.paper_settings(name, task)
+        return as_settings(name, evaluations, found) or None
     shared: dict[str, dict[str, Any]] = {
         "ddrm": {"eta": 1.0},
         "diffpir": {"strength": 1.0, "zeta": 1.0},
@@ -217,7 +218,9 @@ def _tolerance(problem: Problem, name: str, evaluations: int) -> float:
 
 def _rmp(problem: Problem, name: str, budget: int) -> Arm:
     preset = not name.startswith("rmp-untuned")
-    options = presets.for_task(problem.task, problem.prior, budget) if preset else untuned(budget)
+    options = untuned(budget)
+    if preset:
+        options = presets.for_task(problem.task, problem.prior, budget, strength=problem.strength)
     evaluations = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
     tolerance = _tolerance(problem, name, evaluations)
 

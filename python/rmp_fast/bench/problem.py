@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..operators import LinearOperator
+from ..operators import GaussianBlur, LinearOperator
 from ..priors import Prior
 from ..priors.network import NetworkPrior
 
@@ -44,6 +44,12 @@ class Problem:
     def shape(self) -> tuple[int, ...]:
         """(B, C, H, W) of the images."""
         return tuple(self.truth.shape)
+
+    @property
+    def strength(self) -> dict[str, float]:
+        """As :func:`rmp_fast.presets.for_task` takes it."""
+        blur = {"blur_std": self.op.std} if isinstance(self.op, GaussianBlur) else {}
+        return {"noise_std": self.noise_std, **blur}
 
     def tolerance(self, evaluations: int) -> float:
         """Root mean square by which two float32 implementations of a chain on [-1, 1] may differ.

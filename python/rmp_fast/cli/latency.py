@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     }
     if options.out is not None:
         make_output_folder(options.out)
-    chain = presets.for_task(options.task, prior, options.evaluations)
+    strength = problems[min(problems)].strength
+    chain = presets.for_task(options.task, prior, options.evaluations, strength=strength)
     environment = record.environment()
     print(
         f"{options.task}, {options.prior} prior, {'x'.join(map(str, clean[0].pixels.shape))} pixels, "

@@ -29,7 +29,7 @@ def open_prior(named: str) -> priors.NetworkPrior:
 def preset(
     named: pathlib.Path | None, settings: Settings, prior: priors.Prior, evaluations: int, noise_std: float
 ) -> dict[str, Any]:
-    """:func:`rmp_fast.presets.for_operator`, from the file that ``--presets`` names if it does.
+    """:func:`rmp_fast.presets.for_operator`, or what the file that ``--presets`` names has for the task.
 
     Args:
         named: the file, if one was named.
@@ -38,7 +38,8 @@ def preset(
         noise_std: where black is 0 and white is 1.
 
     Raises:
-        UsageError: no such file, no file of presets, or nothing in it for the task and so many evaluations.
+        UsageError: no such file, no file of presets, or nothing in it for the task, its strength and so many
+            evaluations.
     """
     task = settings.name
     if named is None:
@@ -47,12 +48,14 @@ def preset(
         table = presets.read(named)
     except ValueError as cause:
         raise UsageError(f"`--presets` {cause}") from cause
-    if not any(int(budget) <= evaluations for budget in table.get(task, {})):
+    known = strength(settings, noise_std)
+    if presets.tuned(task, prior, evaluations, table, known) is None:
         held = ", ".join(f"{name} with {' and '.join(budgets)}" for name, budgets in table.items()) or "nothing"
         raise UsageError(
-            f"`--presets` {named} has nothing for {task} with at most {evaluations} evaluations; it has {held}"
+            f"`--presets` {named} has nothing that holds here for {task} with at most {evaluations} evaluations; "
+            f"it has {held}"
         )
-    return presets.for_task(task, prior, evaluations, table)
+    return presets.for_task(task, prior, evaluations, table, known)
 
 
 def strength(settings: Settings, noise_std: float) -> dict[str, float]:

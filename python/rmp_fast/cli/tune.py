@@ -85,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"`--{name}` must be at least 1, got {value}")
     if not 0 < options.learning_rate < math.inf:
         raise UsageError(f"`--learning-rate` must be a number > 0, got {options.learning_rate}")
+    if options.highest_level is not None and not 0 < options.highest_level < math.inf:
+        raise UsageError(f"`--highest-level` must be a number > 0, got {options.highest_level}")
+    if options.highest_level is not None and options.init is not None:
+        raise UsageError("`--highest-level` is of the first table, which `--init` gives; they exclude each other")
     if not 0 <= options.noise_std < math.inf:
         raise UsageError(f"`--noise-std` must be a number >= 0, got {options.noise_std}")
     settings = resolve(argparse.Namespace(**vars(options), operator=options.task, simulate=True))
@@ -100,7 +104,9 @@ def run(options: argparse.Namespace) -> int:
     gradient = options.method == "gradient"
     if options.method == "auto":
         gradient = tuning.is_differentiable(prior, tuple(held_out.shape))
-    started = first or tuning.first_looks(options.evaluations, prior.data_variance, options.start)
+    started = first or tuning.first_looks(
+        options.evaluations, prior.data_variance, options.start, options.highest_level
+    )
     session.say(
         f"{options.task}, {options.prior} prior, {options.evaluations} evaluations, {options.start} start: "
         f"{options.steps} {'steps of Adam' if gradient else 'trials'} on batches of {options.batch} of "

@@ -103,6 +103,7 @@ class LinearOperator(Operator):
     linear = True
     iterations: int = 50
     start_iterations: int = 20  # conjugate gradients of a smooth start, rmp_fast.start
+    smooth_form = False  # whether the form may diagonalise the Laplacian too, which makes a closed form of that start
 
     @abc.abstractmethod
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:

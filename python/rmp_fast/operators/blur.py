@@ -36,6 +36,7 @@ class GaussianBlur(Separable):
     """
 
     name = "gaussian_blur"
+    smooth_form = True
 
     def __init__(self, std: float, boundary: str = "reflect") -> None:
         self.std = check_positive("std", std)
@@ -134,6 +135,7 @@ class Blur(LinearOperator):
     """
 
     name = "blur"
+    smooth_form = True
 
     def __init__(self, kernel: Tensor, boundary: str = "circular", iterations: int = 30) -> None:
         if not isinstance(kernel, Tensor):

@@ -28,7 +28,10 @@ def is_fast(height: int, width: int) -> bool:
 
 
 def analysis(x: Tensor) -> Tensor:
-    """Coefficients (..., H, W) of images (..., H, W) in main memory, differentiable."""
+    """Coefficients (..., H, W) of images (..., H, W) in main memory, float32 or float64.
+
+    Autograd follows it any number of times; torch.func, fake tensors and torch.export do not.
+    """
     return linear_map(x, _forward, _backward)
 
 

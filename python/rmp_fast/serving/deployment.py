@@ -9,7 +9,7 @@ from .._optional import require
 from .config import Config
 from .listener import MARGIN, Listener
 
-__all__ = ["deployment", "require_ray"]
+__all__ = ["deployment", "replica_type", "require_ray"]
 
 
 def require_ray() -> None:
@@ -35,47 +35,6 @@ def deployment(
     require_ray()
     from ray import serve
 
-    def build() -> Any:
-        from .app import create_app
-        from .service import Service
-
-        return create_app(Service(config))
-
-    class Replica:
-        """The application of one replica, and what Ray asks of it."""
-
-        app: Any
-
-        def check_health(self) -> None:
-            self.app.state.service.check()
-
-        async def drain(self, seconds: float) -> bool:
-            """Finish what was accepted and refuse the rest; False if that takes longer."""
-            done = await asyncio.to_thread(self.app.state.service.drain, seconds)
-            while self.app.state.in_flight:
-                await asyncio.sleep(0.01)
-            return bool(done)
-
-    class Listening(Replica):
-        """A replica with a port."""
-
-        def __init__(self) -> None:
-            assert listen is not None
-            self.app = build()
-            self.listener = Listener(self.app, config, *listen)
-
-        def check_health(self) -> None:
-            super().check_health()
-            self.listener.check()
-
-        async def drain(self, seconds: float) -> bool:
-            done = await super().drain(seconds)
-            await asyncio.to_thread(self.listener.stop)
-            return done
-
-        def __del__(self) -> None:  # Ray calls it when it stops a replica by itself
-            self.listener.stop()
-
     options = serve.deployment(
         name="rmp-fast",
         num_replicas=replicas,
@@ -88,4 +47,67 @@ def deployment(
         ray_actor_options={"num_cpus": config.threads, "num_gpus": int(config.device.startswith("cuda"))},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    return options(Listening if listen else serve.ingress(build)(Replica)).bind()
+
+    def build() -> Any:  # Ray takes nothing but a function
+        return _application(config)
+
+    replica = replica_type(config, drain_seconds, listen)
+    return options(replica if listen else serve.ingress(build)(replica)).bind()
+
+
+def replica_type(config: Config, drain_seconds: float, listen: tuple[str, int] | None) -> type:
+    """The class of a replica; arguments as of :func:`deployment`."""
+
+    class Replica:
+        """The application of one replica, and what Ray asks of it."""
+
+        app: Any
+        draining = False  # what ends is not to be replaced: the replacement would take requests again
+
+        def check_health(self) -> None:
+            if not self.draining:
+                self.app.state.service.check()
+
+        async def drain(self, seconds: float) -> bool:
+            """Finish what was accepted and refuse the rest; False if that takes longer."""
+            self.draining = True
+            done = await asyncio.to_thread(self.app.state.service.drain, seconds)
+            while self.app.state.in_flight:
+                await asyncio.sleep(0.01)
+            return bool(done)
+
+    class Listening(Replica):
+        """A replica with a port."""
+
+        listener: Listener | None = None  # until it has started
+
+        def __init__(self) -> None:
+            assert listen is not None
+            self.app = _application(config)
+            self.listener = Listener(self.app, config, listen, drain_seconds)
+
+        def check_health(self) -> None:
+            super().check_health()
+            if self.listener is not None and not self.draining:
+                self.listener.check()
+
+        async def drain(self, seconds: float) -> bool:
+            done = await super().drain(seconds)
+            await asyncio.to_thread(self._stop)
+            return done
+
+        def _stop(self) -> None:
+            if self.listener is not None:
+                self.listener.stop()
+
+        def __del__(self) -> None:  # Ray calls it when it stops a replica by itself
+            self._stop()
+
+    return Listening if listen else Replica
+
+
+def _application(config: Config) -> Any:
+    from .app import create_app
+    from .service import Service
+
+    return create_app(Service(config))

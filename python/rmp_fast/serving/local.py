@@ -62,10 +62,14 @@ def run(
 
     Raises:
         ImportError: without ray, with what to install.
+        OSError: the port is taken.
         RuntimeError: if Ray or a replica does not start.
     """
     require_ray()
-    with own_folder() if folder is None else contextlib.nullcontext(folder) as place:
+    with contextlib.ExitStack() as held:
+        if not layout.proxy:  # from now on, and while a replica is replaced, nobody else takes the port
+            held.enter_context(shared_socket(layout.host, layout.port))
+        place = held.enter_context(own_folder()) if folder is None else folder
         counters = place / "metrics"
         counters.mkdir(parents=True, exist_ok=True)
         # Read by processes that Ray starts, and by ray itself when it is imported.
@@ -89,7 +93,6 @@ def _started(config: Config, layout: Layout) -> Iterator[Any]:
     from ray import serve
 
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    address = (layout.host, layout.port)
     if layout.proxy:
         # A little longer than the service's own deadline, which has the better answer.
         patience = config.longest_deadline + config.body_seconds
@@ -99,11 +102,10 @@ def _started(config: Config, layout: Layout) -> Iterator[Any]:
         time.sleep(_FLUSH_SECONDS)
         serve.shutdown()
         return
-    with shared_socket(*address):  # while a replica is replaced nobody else takes the port
-        serve.start(proxy_location="Disabled", logging_config=quiet)
-        listening = deployment(config, layout.replicas, layout.drain_seconds, address)
-        yield serve.run(listening, name=NAME, route_prefix=None)
-        serve.shutdown()
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    listening = deployment(config, layout.replicas, layout.drain_seconds, (layout.host, layout.port))
+    yield serve.run(listening, name=NAME, route_prefix=None)
+    serve.shutdown()
 
 
 def _serve(config: Config, layout: Layout, say: Callable[[str], None]) -> bool:

@@ -41,6 +41,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     search.add_argument("--batch", type=int, default=8, metavar="N", help="images per step (8)")
     search.add_argument("--side", type=int, default=64, metavar="PIXELS", help="of the crops from larger images (64)")
     search.add_argument("--learning-rate", type=float, default=0.05, metavar="X", help="of Adam (0.05)")
+    search.add_argument(
+        "--highest-level", type=float, metavar="S",
+        help="of the table to begin with, on [-1, 1] (20; 1.2 with a smooth start); boxes of photographs gain from 60",
+    )  # fmt: skip
     search.add_argument("--init", type=path, metavar="FILE", help="begin with this file's preset for the task")
     search.add_argument(
         "--method", default="auto", metavar="NAME", help="gradient, search (optuna), or auto: gradient where possible"
