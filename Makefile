@@ -27,7 +27,7 @@ test: lint
 
 test-gpu: $(VENV)/developed
 	$(BIN)/python -c 'import sys, torch, rmp_fast.cuda_ops as o; sys.exit(o.unavailable_reason(torch.device("cuda")))'
-	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py tests/test_gpu_graphs.py -k 'cuda or gpu'
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py tests/test_gpu_graphs.py tests/test_bench_device.py -k 'cuda or gpu'
 	@for tool in memcheck racecheck; do if command -v compute-sanitizer >/dev/null; then \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral)'; \

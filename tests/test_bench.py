@@ -236,6 +236,7 @@ def test_quick_says_what_it_leaves_out(
     assert re.search(r"left out .*dps-1000.*: too many evaluations for --quick", told)
     left = {entry["what"].removesuffix(" tuned") for entry in json.loads((out / "bench.json").read_text())["left_out"]}
     assert left == names | {
+        "rmp-graph", "rmp-untuned-graph",
         "deepinv-ddrm", "deepinv-diffpir", "deepinv-dps", "deepinv-average", "pigdm-100", "dps-1000", "reddiff-1000",
         "daps-1000", "16 x ddrm-100",
     }  # fmt: skip

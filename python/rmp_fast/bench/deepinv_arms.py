@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
         """D(x, sigma) for x (B, C, H, W)."""
-        level = torch.as_tensor(sigma, dtype=torch.float32).flatten().expand(x.shape[0])
+        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).flatten().expand(x.shape[0])
         started = time.perf_counter()
         denoise = self._prior.denoise
         out = (denoise(2 * x - 1, 2 * level) + 1) / 2 if self._unit else denoise(x, level)
@@ -83,11 +83,15 @@ class Denoiser(nn.Module):
 
 
 def physics(problem: Problem, noise_std: float) -> Any:
-    """deepinv's operator for the problem's.
+    """deepinv's operator for the problem's, on the problem's device.
 
     Raises:
         ValueError: deepinv has none that does the same.
     """
+    return _on_cpu(problem, noise_std).to(problem.y.device)
+
+
+def _on_cpu(problem: Problem, noise_std: float) -> Any:
     dinv, op, shape = _deepinv(), problem.op, problem.shape[1:]
     noise = dinv.physics.GaussianNoise(noise_std)
     if isinstance(op, Denoising):
@@ -176,7 +180,7 @@ def _diffpir(problem: Problem, budget: int, samples: int) -> Model:
     half = physics(problem, problem.noise_std / 2)
     model = dinv.sampling.DiffPIR(
         denoiser, dinv.optim.data_fidelity.L2(), sigma=problem.noise_std / 2, max_iter=budget,
-        zeta=DIFFPIR_ZETA, lambda_=DIFFPIR_STRENGTH,
+        zeta=DIFFPIR_ZETA, lambda_=DIFFPIR_STRENGTH, device=problem.y.device,
     )  # fmt: skip
 
     def run() -> Tensor:
@@ -190,7 +194,9 @@ def _diffpir(problem: Problem, budget: int, samples: int) -> Model:
 
 def _dps(problem: Problem, budget: int, samples: int) -> Model:
     denoiser = Denoiser(problem.prior)
-    model = _deepinv().sampling.DPS(denoiser, weight=DPS_WEIGHT, num_steps=budget + 1, minus_one_one=False)
+    model = _deepinv().sampling.DPS(
+        denoiser, weight=DPS_WEIGHT, num_steps=budget + 1, minus_one_one=False, device=problem.y.device
+    )
     theirs = physics(problem, problem.noise_std)
     return lambda: model(problem.y.clone(), theirs, seed=0), denoiser
 

@@ -1,4 +1,4 @@
-"""Times several ways of solving one problem on the CPU in turns, after their results have been checked."""
+"""Times several ways of solving one problem on one device in turns, after their results have been checked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = ["AbsentError", "Arm", "CheckError", "Measured", "Result", "band", "cores", "measure", "peak_memory"]
 
+CPU = torch.device("cpu")
 #: Calls longer than this, in seconds, are their own warm-up: what a first call does besides is nothing beside them.
 LONG = 20.0
 #: A first call up to this long is repeated for its peak of memory, without what only a first call takes.
@@ -44,13 +46,15 @@ class Result:
     Attributes:
         mean: (B, C, H, W) on [-1, 1].
         evaluations, backward_evaluations: of the network, per image.
-        seconds: by part of the chain, as far as the method tells: network, operator, step, start.
+        seconds: by part of the chain, as far as the method tells: network, operator, step, start. By the host's clock.
+        kept_bytes: of a device's memory that the method keeps between calls for what others allocate in a call.
     """
 
     mean: Tensor
     evaluations: int
     backward_evaluations: int
     seconds: dict[str, float]
+    kept_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Measured:
         seconds: of every timed call.
         parts: the same, by part.
         warm_up_seconds: preparation and first call, compilation included; None where the first call is the sample.
-        peak_bytes: most resident memory above what the process held before the call; None where it is not known.
+        peak_bytes: most memory above what was held before the call, see :func:`peak_memory`; None where not known.
         checked: what was checked.
     """
 
@@ -101,7 +105,12 @@ class Measured:
     parts: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def part(self, name: str) -> float | None:
-        """Median seconds of a part; None where the method does not tell it apart."""
+        """Median seconds of a part; None where the method does not tell it apart, and off the CPU.
+
+        The clock of the parts does not wait for a device: it tells how long their work took to queue.
+        """
+        if self.result.mean.device.type != "cpu":
+            return None
         values = [parts[name] for parts in self.parts if name in parts]
         return statistics.median(values) if values else None
 
@@ -118,6 +127,7 @@ def measure(
     arms: Sequence[Arm],
     *,
     budget: float,
+    device: torch.device = CPU,
     least_rounds: int = 3,
     on_sample: Callable[[Measured], None] = lambda measured: None,
     on_wrong: Callable[[Arm, str], None] = lambda arm, reason: None,
@@ -132,6 +142,8 @@ def measure(
         arms: in the order of their first calls.
         budget: seconds of timed calls for each arm, above ``least_rounds`` samples; a call of more than 20 seconds
             is timed once and is its own warm-up.
+        device: where the arms compute. A call of a CUDA device starts when nothing is queued there and ends when all
+            that it queued is done.
         least_rounds: samples of the arms of shorter calls.
         on_sample: called after every timed call, with all of the arm's samples so far.
         on_wrong: called with the reason where an arm is dropped.
@@ -142,7 +154,7 @@ def measure(
     for arm in arms:
         on_start(arm)
         try:
-            measured, call = _first_calls(arm)
+            measured, call = _first_calls(arm, device)
         except AbsentError as cause:
             on_absent(arm, str(cause))
             continue
@@ -159,7 +171,7 @@ def measure(
         shift = turn % len(open_arms)
         for measured, call in open_arms[shift:] + open_arms[:shift]:
             try:
-                _sample(measured, call)
+                _sample(measured, call, device)
             except FAILURES as cause:
                 on_wrong(measured.arm, _told(cause))
                 ready = [(m, c) for m, c in ready if m is not measured]
@@ -181,11 +193,25 @@ def _wants_more(measured: Measured, turn: int, budget: float, least_rounds: int)
     return turn < least_rounds or sum(measured.seconds) + measured.seconds[-1] <= budget
 
 
-def _first_calls(arm: Arm) -> tuple[Measured, Callable[[], Result]]:
+def _finished(call: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+    """``call``, or on a CUDA device the same that returns when its work is done, not when it is queued."""
+    if device.type != "cuda":
+        return call
+    torch.cuda.synchronize(device)  # what preparing the call queued is none of its time
+
+    def finished() -> Result:
+        result = call()
+        torch.cuda.synchronize(device)
+        return result
+
+    return finished
+
+
+def _first_calls(arm: Arm, device: torch.device) -> tuple[Measured, Callable[[], Result]]:
     started = time.perf_counter()
-    call = arm.make()
+    call = _finished(arm.make(), device)
     made = time.perf_counter()
-    with peak_memory() as peak:
+    with peak_memory(device) as peak:
         result = call()
     first = time.perf_counter() - made
     checked = arm.check(result)
@@ -194,14 +220,16 @@ def _first_calls(arm: Arm) -> tuple[Measured, Callable[[], Result]]:
     measured = Measured(arm, result, checked, made - started + first, peak.bytes)
     if first > SHORT:
         return measured, call
-    with peak_memory() as peak:
+    with peak_memory(device) as peak:
         call()
     measured.peak_bytes = peak.bytes
     return measured, call
 
 
-def _sample(measured: Measured, call: Callable[[], Result]) -> None:
+def _sample(measured: Measured, call: Callable[[], Result], device: torch.device) -> None:
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - started
@@ -220,9 +248,19 @@ class Peak:
 
 
 @contextlib.contextmanager
-def peak_memory() -> Iterator[Peak]:
-    """Most resident memory that the block holds beyond what was held before; None but on Linux."""
+def peak_memory(device: torch.device = CPU) -> Iterator[Peak]:
+    """Most memory that the block holds beyond what was held before.
+
+    On the CPU resident memory, None but on Linux; on a CUDA device what torch's allocator has given out there.
+    """
     peak = Peak()
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device) - held
+        return
     known = _reset_resident_peak()
     resident = _status("VmRSS") if known else None
     yield peak

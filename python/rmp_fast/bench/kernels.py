@@ -23,7 +23,7 @@ from .cost import Work
 from .harness import CheckError
 from .interleave import Timing, interleaved
 
-__all__ = ["SHAPES", "Case", "arms", "calls", "cases", "device_of", "full_float32", "measure", "row"]
+__all__ = ["SHAPES", "Case", "arms", "calls", "cases", "device_of", "full_float32", "measure", "place_of", "row"]
 
 #: (B, C, H, W) that are measured by default.
 SHAPES = ((1, 3, 256, 256), (16, 3, 256, 256), (1, 1, 32, 32))
@@ -81,11 +81,12 @@ class Case:
     check: Callable[[], None]
 
 
-def device_of(name: str, backend: str = "auto") -> tuple[torch.device, str]:
-    """The device of that name and the backend whose kernels run on it.
+def place_of(name: str) -> torch.device:
+    """The CPU, or a CUDA device with its number.
 
     Raises:
-        ValueError: there is no such device here, or no kernels for it, with the reason.
+        ValueError: there is no such device here, with what torch finds.
+        RuntimeError: torch knows no such name.
     """
     device = torch.device(name)
     if device.type == "cuda":
@@ -94,9 +95,20 @@ def device_of(name: str, backend: str = "auto") -> tuple[torch.device, str]:
             raise ValueError(f"`device` {name!r} needs CUDA, but {found}; use 'cpu'")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise ValueError(f"`device` {name!r} is not there: torch finds {torch.cuda.device_count()} CUDA device(s)")
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    elif device.type != "cpu":
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    if device.type != "cpu":
         raise ValueError(f"`device` must be 'cpu' or a CUDA device, got {name!r}")
+    return torch.device("cpu")
+
+
+def device_of(name: str, backend: str = "auto") -> tuple[torch.device, str]:
+    """The device of that name and the backend whose kernels run on it.
+
+    Raises:
+        ValueError: there is no such device here, or no kernels for it, with the reason.
+        RuntimeError: torch knows no such name.
+    """
+    device = place_of(name)
     chosen = backends.resolve(backend, device, torch.float32)
     if chosen in ("torch", "reference"):
         reasons = backends.status(device, torch.float32)

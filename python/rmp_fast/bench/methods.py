@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import baselines, engine, presets, reference, schedules
+from ..graph import GraphPool
 from ..plan import Estimate, Plan
 from ..priors import Prior
 from . import deepinv_arms, eager
@@ -26,6 +27,7 @@ __all__ = [
     "BFLOAT16",
     "COMPILED",
     "EAGER",
+    "GRAPHS",
     "METHODS",
     "OURS",
     "SAMPLES",
@@ -47,9 +49,11 @@ METHODS = {
     "rmp": "RMP, tuned preset",
     "rmp-compiled": "RMP, tuned preset, network compiled",
     "rmp-bfloat16": "RMP, tuned preset, network compiled and in bfloat16",
+    "rmp-graph": "RMP, tuned preset, captured as a CUDA graph",
     "rmp-untuned": "RMP, untuned levels",
     "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
     "rmp-untuned-bfloat16": "RMP, untuned levels, network compiled and in bfloat16",
+    "rmp-untuned-graph": "RMP, untuned levels, captured as a CUDA graph",
     "eager": "RMP, untuned levels, in plain eager torch",
     "eager-compiled": "the same, network compiled",
     "eager-bfloat16": "the same, network compiled and in bfloat16",
@@ -71,6 +75,7 @@ BACKWARD = ("pigdm", "dps", "deepinv-dps")
 AVERAGES = ("average", "deepinv-average")
 BFLOAT16 = tuple(name for name in METHODS if name.endswith("-bfloat16"))
 COMPILED = (*(name for name in METHODS if name.endswith("-compiled")), *BFLOAT16)
+GRAPHS = tuple(name for name in METHODS if name.endswith("-graph"))
 SAMPLES = 16
 RELAXATION = 1.4  # of the untuned chain
 
@@ -160,6 +165,9 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
 
 
 def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:
+    device = problem.truth.device
+    if name in GRAPHS and device.type != "cuda":
+        raise ValueError(f"CUDA graphs record the work of a CUDA device, and the device is {device}")
     if name in OURS:
         return [_rmp(problem, name, budget)]
     if name in EAGER:
@@ -225,14 +233,16 @@ def _rmp(problem: Problem, name: str, budget: int) -> Arm:
     tolerance = _tolerance(problem, name, evaluations)
 
     def plan(**more: Any) -> Plan:
-        return Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options, **more)
+        device = problem.truth.device
+        return Plan(problem.op, problem.prior, problem.shape, problem.noise_std, device=device, **options, **more)
 
     def make() -> Callable[[], Result]:
         made = plan(**network_options(name))
         _surely(name, made.network)
+        kept = captured(made) if name in GRAPHS else 0
 
         def call() -> Result:
-            result = _result(made.execute(problem.y, seeds=problem.seeds))
+            result = _result(made.execute(problem.y, seeds=problem.seeds), kept)
             _surely(name, made.network)
             return result
 
@@ -247,14 +257,23 @@ def _rmp(problem: Problem, name: str, budget: int) -> Arm:
     return Arm(name, f"{name}-{evaluations}", settings, evaluations, make, check, tolerance, compiles=compiles)
 
 
-def _result(estimate: Estimate) -> Result:
+def captured(plan: Plan) -> int:
+    """Record the plan's chain as one CUDA graph; the bytes that the graph keeps for what its chain allocates."""
+    pool = GraphPool(plan.device)
+    recording = plan.capture(pool)
+    if not recording.whole:
+        raise AbsentError(f"the chain is not one graph: {recording.prevented_by}")
+    return pool.bytes
+
+
+def _result(estimate: Estimate, kept_bytes: int = 0) -> Result:
     if not bool(estimate.ok.all()):
         raise CheckError("an image left the finite range")
     stats = estimate.stats
     parts = {
         key: stats[f"{key}_seconds"] for key in ("network", "operator", "step", "start") if f"{key}_seconds" in stats
     }
-    return Result(estimate.mean, int(stats["evaluations"]), int(stats["backward_evaluations"]), parts)
+    return Result(estimate.mean, int(stats["evaluations"]), int(stats["backward_evaluations"]), parts, kept_bytes)
 
 
 def _equal(result: Result, other: Tensor, tolerance: float, what: str, evaluations: int) -> str:
@@ -302,7 +321,7 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
     options = untuned(budget)
     evaluations = options["inner_steps"] * options["schedule"].steps
     tolerance = _tolerance(problem, name, evaluations)
-    chain = eager_chain(problem, budget)
+    chain, device = eager_chain(problem, budget), problem.truth.device
 
     def run(prior: Prior, draw: Draw) -> Result:
         timed = Timed(prior)
@@ -310,15 +329,15 @@ def _eager(problem: Problem, name: str, budget: int) -> Arm:
         return Result(mean, timed.evaluations, 0, {"network": timed.seconds})
 
     def draw() -> Draw:
-        generator = torch.Generator().manual_seed(0)
-        return lambda look: torch.randn(problem.shape, generator=generator)
+        generator = torch.Generator(device).manual_seed(0)
+        return lambda look: torch.randn(problem.shape, generator=generator, device=device)
 
     def make() -> Callable[[], Result]:
         prior = compiled(problem, name) if name in COMPILED else problem.prior
         return lambda: run(prior, draw())
 
     def check(result: Result) -> str:
-        ours = Plan(problem.op, problem.prior, problem.shape, problem.noise_std, **options)
+        ours = Plan(problem.op, problem.prior, problem.shape, problem.noise_std, device=device, **options)
         mean = ours.execute(problem.y, seeds=problem.seeds).mean
         told = _equal(
             run(problem.prior, plan_normals(problem)), mean, problem.tolerance(evaluations),

@@ -139,10 +139,11 @@ def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
 def _head(results: Results) -> str:
     settings, where = results.settings, results.environment
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
+    device = where.get("device", where["processor"])
     tasks, noise = _e(", ".join(settings["tasks"])), f"{settings['noise_std']:g}"
     lead = (
         f"Posterior means of {tasks} with the <b>{_e(settings['prior'])}</b> prior, {settings['size']} pixels, noise "
-        f"{noise} on [0, 1]; {_e(where['processor'])}, {threads}. Every method has the same measurements, threads "
+        f"{noise} on [0, 1]; {_e(device)}, {threads}. Every method has the same measurements, threads "
         "and network, which runs in another way only where its name says so; methods take turns; "
         "results are checked before the clock runs."
     )
@@ -314,8 +315,9 @@ def _left_out(results: Results) -> str:
 
 def _environment(results: Results) -> str:
     where = results.environment
-    pairs = {
-        "processor": where["processor"], "threads": where["threads"], "kernels": where["cpu_path"] or "plain torch",
+    pairs = {name: where[name] for name in ("device", "convolutions") if name in where} | {
+        "processor": where["processor"], "threads": where["threads"],
+        "kernels": where.get("kernels", where["cpu_path"]) or "plain torch",
         "other load": where["load"], "platform": where["platform"],
         "versions": ", ".join(f"{name} {value}" for name, value in where["versions"].items()),
         "commit": where["commit"] or "not run from its repository", "started": where["started"],

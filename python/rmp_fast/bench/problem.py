@@ -23,8 +23,8 @@ class Problem:
 
     Attributes:
         task: its name.
-        op, prior: operator and prior.
-        truth: (B, C, H, W) on [-1, 1].
+        op, prior: operator, which computes on the device of what it is given, and prior, on that of ``truth``.
+        truth: (B, C, H, W) on [-1, 1]. Its device is that of the problem, and of ``y`` and ``seeds``.
         y: (B, ...) measurements of ``truth``.
         noise_std: standard deviation of the noise in ``y``, where images are on [-1, 1].
         seeds: (B,) int64.
@@ -84,7 +84,7 @@ def network_rounding(prior: Prior, shape: tuple[int, ...], seed: int = 0) -> flo
 
 
 def quality(mean: Tensor, truth: Tensor) -> tuple[list[float], list[float | None]]:
-    """PSNR in dB and SSIM of every image of (B, C, H, W) on [-1, 1], clamped to that range."""
-    pairs = [((a.clamp(-1, 1) + 1) / 2, (b + 1) / 2) for a, b in zip(mean, truth, strict=True)]
+    """PSNR in dB and SSIM of every image of (B, C, H, W) on [-1, 1], clamped to that range; computed on the CPU."""
+    pairs = [((a.clamp(-1, 1) + 1) / 2, (b + 1) / 2) for a, b in zip(mean.cpu(), truth.cpu(), strict=True)]
     arrays = [(a.float().numpy(), b.float().numpy()) for a, b in pairs]
     return [metrics.psnr(a, b) for a, b in arrays], [metrics.ssim(a, b) for a, b in arrays]

@@ -36,9 +36,12 @@ class Row:
         repeats: timed calls; of a single one the band is empty.
         images_per_second, _low, _high: median and the band of the middle 80 % of the calls.
         warm_up_seconds: preparation and first call, which are in no other column; None where the first call is the row.
-        network_seconds: of one call, like the other parts; None where the method does not tell it apart. The step's
-            holds the loop around it; ``other_seconds`` is what no part accounts for: checks, conversions, Python.
-        peak_memory_mb: most memory held beyond what was held before the call.
+        network_seconds: of one call, like the other parts; None where the method does not tell it apart, and off the
+            CPU. The step's holds the loop around it; ``other_seconds`` is what no part accounts for: checks,
+            conversions, Python.
+        peak_memory_mb: most memory held beyond what was held before the call: resident, or of a CUDA device's
+            allocator, there with what a captured graph keeps for itself.
+        device: the processor or the card, by name.
         psnr, ssim: mean over the images. psnr_error: its standard error, None for one image.
         check: what was verified before the clock ran.
     """
@@ -114,7 +117,7 @@ def row(measured: Measured, truth: Tensor, section: str, task: str, where: dict[
         network_seconds=parts["network"], operator_seconds=parts["operator"], step_seconds=parts["step"],
         start_seconds=parts["start"],
         other_seconds=max(0.0, median - sum(told)) if told else None,
-        peak_memory_mb=None if measured.peak_bytes is None else measured.peak_bytes / 1e6,
+        peak_memory_mb=None if measured.peak_bytes is None else (measured.peak_bytes + result.kept_bytes) / 1e6,
         psnr=mean, psnr_error=spread, ssim=sum(known) / len(known) if known else None, check=measured.checked, **where,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import images, priors
-from ..bench import analysis, deepinv_arms, figures, harness, methods, page, roofline
+from .. import backends, images, priors
+from ..bench import analysis, deepinv_arms, figures, harness, kernels, methods, page, roofline
 from ..bench.harness import Arm, Measured
 from ..bench.problem import Problem, network_rounding
 from ..bench.results import Results, commit, row, table, time_text
@@ -73,7 +74,26 @@ def run(options: argparse.Namespace) -> int:
         except ValueError as error:
             raise UsageError(f"`--report-only`: {error}") from error
         return 0
-    bench = Bench(options)
+    try:
+        device = kernels.place_of(options.device or "cpu")
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    with _chosen(device):
+        return _run(options, device)
+
+
+@contextlib.contextmanager
+def _chosen(device: torch.device) -> Iterator[None]:
+    """A CUDA device is the current one, its convolutions in float32 throughout: the checks' bounds are float32's."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), kernels.full_float32():
+        yield
+
+
+def _run(options: argparse.Namespace, device: torch.device) -> int:
+    bench = Bench(options, device)
     results = bench.results
     try:
         with np.errstate(all="ignore"):
@@ -93,8 +113,8 @@ def run(options: argparse.Namespace) -> int:
 class Bench:
     """A run: what its options ask for, checked, and what it has found so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.options, self.device = options, device
         choice("--prior", options.prior, tuple(priors.BUNDLED))
         options.noise_std = NOISE_STD[options.prior] if options.noise_std is None else options.noise_std
         check_numbers(options, ("count", "size", "evaluations", "threads"))
@@ -116,7 +136,7 @@ class Bench:
         self.clean = clean_images(options, options.count or extent.count, size)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.prior = priors.load(options.prior)
+        self.prior = priors.load(options.prior).to(device)
         self.problems = {}
         shape = self.clean[0].pixels.shape
         self.rounding = network_rounding(self.prior, (1, *shape)) if self._fits(shape) else 0.0
@@ -127,6 +147,9 @@ class Bench:
         self.wrong = False
         environment = record.environment()
         environment["versions"] |= deepinv_arms.version()
+        if device.type == "cuda":
+            environment |= _card(device)
+            environment["versions"]["cuda"] = str(torch.version.cuda)
         environment |= {
             "commit": commit(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -134,7 +157,7 @@ class Bench:
         }
         self.where = {
             "prior": options.prior,
-            "device": environment["processor"],
+            "device": environment.get("device", environment["processor"]),
             "threads": environment["threads"],
             "versions": ", ".join(f"{name} {value}" for name, value in environment["versions"].items()),
             "commit": environment["commit"],
@@ -151,7 +174,9 @@ class Bench:
         return self.prior.channels is None or shape[0] in self.prior.channels
 
     def _problem(self, settings: Settings, clean: Sequence[Clean]) -> Problem:
-        return problem(settings, self.prior, clean, self.options.noise_std, self.options.seed, self.rounding)
+        return problem(
+            settings, self.prior, clean, self.options.noise_std, self.options.seed, self.rounding, self.device
+        )
 
     def _make_folder(self) -> None:
         out: pathlib.Path = self.options.out
@@ -167,6 +192,9 @@ class Bench:
         if "quality" in asked:
             for task in self.tasks:
                 self._quality(task)
+            if self.device.type == "cuda":
+                told = "the chains' own clock does not wait for a card; a profiler's events there would tell"
+                self._leave_out("quality", "", ["where the time goes"], told)
         if "batch" in asked:
             self._batch(next(iter(self.tasks)))
         if "scaling" in asked:
@@ -223,7 +251,11 @@ class Bench:
             yield "evaluations", tiled(self.clean, 1), max(1, round(factor * evaluations))
 
     def _roofline(self) -> None:
-        """Our kernels on this machine, as ``rmp-fast roofline`` has them."""
+        """Our kernels on this machine's processor, as ``rmp-fast roofline`` has them."""
+        if self.device.type == "cuda":
+            told = f"it is of processors; rmp-fast roofline --device {self.device} measures the kernels on the card"
+            self._leave_out("roofline", "", ["the kernels' roofline"], told)
+            return
         side = min(128 if self.options.quick else 256, *self.clean[0].pixels.shape[1:])
         try:
             measured = roofline.measure(images=(1,), side=side, threads=(torch.get_num_threads(),))
@@ -270,6 +302,7 @@ class Bench:
         done = harness.measure(
             [arm for _, _, arm in jobs],
             budget=self.budget,
+            device=self.device,
             on_sample=keep,
             on_wrong=drop,
             on_absent=leave_out,
@@ -291,6 +324,15 @@ class Bench:
             print(f"rmp-fast bench: left out {', '.join(new)}{of_task}: {why}", file=sys.stderr)
         for name in names:
             self.results.leave_out(section, task, name, why)
+
+
+def _card(device: torch.device) -> dict[str, str]:
+    """What the environment holds of a CUDA device."""
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "kernels": backends.preferred(device, torch.float32),
+        "convolutions": "in float32 from end to end, without TF32",
+    }
 
 
 def _load() -> str:
@@ -334,7 +376,7 @@ def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> No
         error = float((one.result.mean[0] - given.truth[0]).square().mean())
         if one.arm.method not in best or error < best[one.arm.method][0]:
             best[one.arm.method] = error, one
-    same = (*methods.COMPILED, *methods.EAGER)
+    same = (*methods.COMPILED, *methods.EAGER, *methods.GRAPHS)
     shown = [one for name, (_, one) in best.items() if name not in same][: MOST_TILES - 2]
     tiles = [("measurement", "", _unit(_visible(given)))]
     for one in shown:
@@ -347,13 +389,13 @@ def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> No
 
 def _visible(given: Problem) -> Tensor:
     """The first measurement as a picture."""
-    y = given.y[0]
+    y = given.y[0].cpu()
     mask = getattr(given.op, "mask", None)
     return y if mask is None else torch.where(mask.reshape(-1, *mask.shape[-2:])[:1], y, -1.0)
 
 
 def _unit(x: Tensor) -> Any:
-    return ((x.clamp(-1, 1) + 1) / 2).float().numpy()
+    return ((x.clamp(-1, 1) + 1) / 2).float().cpu().numpy()
 
 
 def _write_page(results: Results) -> None:

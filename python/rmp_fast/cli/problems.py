@@ -138,13 +138,15 @@ def tiled(clean: Sequence[Clean], count: int, side: int | None = None) -> list[C
 
 
 def problem(
-    settings: Settings, prior: priors.Prior, clean: Sequence[Clean], noise_std: float, seed: int, rounding: float
-) -> Problem:
+    settings: Settings, prior: priors.Prior, clean: Sequence[Clean], noise_std: float, seed: int, rounding: float,
+    device: torch.device | str = "cpu",
+) -> Problem:  # fmt: skip
     """The images degraded: noise and seeds are each image's own, a random mask is the same for all.
 
     Args:
         noise_std: where black is 0 and white 1.
         rounding: of one evaluation of the network, see :class:`rmp_fast.bench.problem.Problem`.
+        device: of the problem, and of the prior. The images are degraded on the CPU, the same for every device.
 
     Raises:
         UsageError: operator or prior cannot take such images.
@@ -164,4 +166,5 @@ def problem(
     assert isinstance(op, LinearOperator)  # all of LINEAR_TASKS are
     y = degrade.to_prior_range(op, degrade.simulate(op, truths, noise_std, names, seed), truths)
     seeds = torch.tensor([derive_seed(seed, "chain", name) for name in names])
-    return Problem(settings.name, op, prior, 2 * truths - 1, y, 2 * noise_std, seeds, rounding)
+    truths, y, seeds = (2 * truths - 1).to(device), y.to(device), seeds.to(device)
+    return Problem(settings.name, op, prior, truths, y, 2 * noise_std, seeds, rounding)

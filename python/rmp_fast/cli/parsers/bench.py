@@ -40,6 +40,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="of timed calls for each row")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise, masks and chains (0)")
+    parser.add_argument("--device", metavar="NAME", help="that computes: cpu (default), cuda or cuda:1")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (all)")
     parser.add_argument(
         "--data", type=path, metavar="DIR", help="where the training data are kept (~/.cache/rmp_fast/data)"
