@@ -21,6 +21,7 @@ import rmp_fast as rmp
 from rmp_fast import baselines, operators
 from rmp_fast.training.data import fashion_images
 
+TASKS = ("nonlinear_deblur", "phase_retrieval")
 GUIDANCES = ("gauss_newton", "dps", "jensen")
 
 
@@ -40,10 +41,14 @@ def nonlinear_deblur(truth: Tensor, prior: rmp.priors.Prior, evaluations: int) -
     y = noisy(op, truth, noise)
     print(f"nonlinear_deblur, {prior.name}")
     report("the measurement", psnr(y, truth), 0.0)
-    settings = rmp.presets.for_task("nonlinear_deblur", prior, evaluations)
-    for guidance in GUIDANCES:
-        estimate = rmp.Plan(op, prior, shape, noise, **{**settings, "guidance": guidance}).execute(y)
-        report(f"{guidance}, {evaluations} evaluations", psnr(estimate.mean, truth), estimate.stats["seconds"])
+    preset = rmp.presets.for_task("nonlinear_deblur", prior, evaluations)
+    chains = {"preset": preset} if "looks" in preset else {}
+    chains |= {
+        f"{guidance} untuned": rmp.presets.untuned(evaluations) | {"guidance": guidance} for guidance in GUIDANCES
+    }
+    for label, chain in chains.items():
+        estimate = rmp.Plan(op, prior, shape, noise, **chain).execute(y)
+        report(f"{label}, {evaluations}", psnr(estimate.mean, truth), estimate.stats["seconds"])
     for method in ("daps", "dps"):
         started = time.perf_counter()
         own = baselines.paper_settings(method, "nonlinear_deblur")
@@ -85,6 +90,7 @@ def main() -> None:
     parser.add_argument(
         "--prior", nargs="+", choices=("photo", "fashion"), default=("photo", "fashion"), help="and its images (both)"
     )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="which (both)")
     parser.add_argument("--evaluations", type=int, default=20, help="of one chain of nonlinear blur")
     parser.add_argument("--count", type=int, default=10, help="images of Fashion-MNIST (10)")
     parser.add_argument("--starts", type=int, default=8, help="of phase retrieval")
@@ -94,8 +100,9 @@ def main() -> None:
     truths = {"photo": photos(), "fashion": torch.from_numpy(images).float() / 127.5 - 1}
     for name in arguments.prior:
         prior, truth = rmp.priors.load(name), truths[name]
-        nonlinear_deblur(truth, prior, arguments.evaluations)
-        for noise in (0.025, 0.05):
+        if "nonlinear_deblur" in arguments.tasks:
+            nonlinear_deblur(truth, prior, arguments.evaluations)
+        for noise in (0.025, 0.05) if "phase_retrieval" in arguments.tasks else ():
             phase_retrieval(truth, prior, arguments.starts, noise)
 
 
