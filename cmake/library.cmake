@@ -4,8 +4,8 @@ include(GNUInstallDirs)
 
 option(BUILD_SHARED_LIBS "Build librmp_fast as a shared library" ON)
 
-add_library(rmp_fast csrc/dispatch.cpp csrc/library/api.cpp csrc/library/blur.cpp csrc/library/measurement.cpp
-            csrc/library/plan.cpp csrc/library/table.cpp)
+add_library(rmp_fast csrc/dispatch.cpp csrc/library/api.cpp csrc/library/blur.cpp csrc/library/filling.cpp
+            csrc/library/measurement.cpp csrc/library/plan.cpp csrc/library/table.cpp)
 add_library(rmp_fast::rmp_fast ALIAS rmp_fast)
 target_link_libraries(rmp_fast PRIVATE $<BUILD_INTERFACE:rmp_fast_options> OpenMP::OpenMP_CXX)
 target_include_directories(rmp_fast INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>

@@ -326,6 +326,16 @@ def test_the_eager_chain_equals_the_plan(prior: Any, task: str) -> None:
         ours.check(other.make()())
 
 
+def test_rmp_has_an_arm_for_every_preset_that_holds(prior: Any) -> None:
+    given = make(prior, "inpaint_box", rmp.operators.Inpainting(rmp.operators.box_mask((24, 32), 12)))
+    arms, _ = methods.arms(given, ["rmp"])
+    assert [arm.evaluations for arm in arms] == rmp.presets.budgets("inpaint_box", prior)
+    assert {arm.settings for arm in arms} == {"preset"}
+    noisy = dataclasses.replace(given, noise_std=0.5)
+    ((only,), _) = methods.arms(noisy, ["rmp"])
+    assert (only.evaluations, only.settings) == (methods.EQUAL, "untuned")
+
+
 def test_operators_without_a_few_lines_of_torch_have_no_eager_arm(prior: Any) -> None:
     op = rmp.operators.Blur(rmp.operators.motion_kernel(9, 45), boundary="reflect")
     arms, left_out = methods.arms(make(prior, "motion_deblur", op), ["eager", "ddrm"], 4)

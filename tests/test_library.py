@@ -227,6 +227,18 @@ def test_smooth_starts_agree_to_rounding(kind):
     assert (mine - expected).norm() <= bound * expected.norm()
 
 
+def test_the_smooth_start_of_a_sparse_mask_begins_where_pythons_does():
+    """Its few steps are far from the minimiser, so that another guess would end elsewhere."""
+    shape, chain = (2, 3, 33, 47), {"noise": "none", "inner_steps": 1, "step_size": 1e-6}
+    mask = rmp.operators.random_mask((2, 3, 33, 47), 0.97)
+    operator = rmp.operators.Inpainting(mask)
+    y = operator.A(torch.rand(shape, generator=generator()))
+    expected = of_python(operator, chain, shape=shape, start="smooth").execute(y).mean
+    pointer = mask.numpy().ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    mine = of_library("mask", chain, shape, start=1, op_mask=pointer, op_mask_items=2).execute(y)[0]
+    assert (mine - expected).norm() <= 1e-4 * expected.norm()
+
+
 def test_levels_are_pythons_to_rounding():
     levels = torch.zeros(11, dtype=torch.float64)
     assert c.library().rmp_fast_log_levels(10, 0.05, 20.0, levels.data_ptr()) == c.OK

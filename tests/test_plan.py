@@ -143,6 +143,33 @@ def test_the_smooth_start_is_the_minimiser(name: str) -> None:
     assert (made - expected).norm() / expected.norm() < 1e-9
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_smooth_start_of_a_sparse_mask_is_near_the_minimiser(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = torch.meshgrid(torch.linspace(0, 3, 61), torch.linspace(0, 2, 50), indexing="ij")
+    image = (0.5 * rows.sin() + 0.4 * columns.cos() * rows).expand(2, 3, 61, 50)
+    op = operators.Inpainting(operators.random_mask((channels, 61, 50), 0.97))
+    y = op.A(image)
+    exact = smooth_start(y, op, (2, 3, 61, 50), iterations=3000)
+
+    def error() -> float:
+        return float((smooth_start(y, op, (2, 3, 61, 50)) - exact).norm() / exact.norm())
+
+    assert error() < 0.1
+    # What lies behind the mask is no part of the measurement.
+    assert torch.equal(op.start_guess(y), op.start_guess(torch.where(op.mask, y, 7.0)))
+    monkeypatch.setattr(operators.Inpainting, "start_guess", lambda self, y: None)
+    assert error() > 0.3
+
+
+def test_the_guess_of_a_mask_spreads_what_is_seen() -> None:
+    seen = torch.zeros(5, 7, dtype=torch.bool)
+    assert not operators.Inpainting(seen).start_guess(torch.ones(1, 2, 5, 7)).any()
+    seen[3, 2] = True
+    assert (operators.Inpainting(seen).start_guess(torch.full((1, 2, 5, 7), 0.25)) == 0.25).all()
+
+
 def test_the_smooth_start_refuses_what_is_no_measurement() -> None:
     for op, _ in STARTS.values():
         with pytest.raises(ValueError, match=r"`y` must have shape \(1, 1, 9, 11\), got \(1, 1, 9, 10\)"):

@@ -72,6 +72,7 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
     assert rmp.presets.for_operator("sr4", "photo", 3, table)["start"] == "smooth"
     assert "looks" not in rmp.presets.for_task("sr4", "photo", 1, table)
     assert "looks" not in rmp.presets.for_task("denoise", "photo", 20, table)
+    assert rmp.presets.budgets("sr4", "photo", table) == [2]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ def test_presets_are_not_taken_where_they_were_found_to_lose(
 ) -> None:
     for found in (rmp.presets.for_task, rmp.presets.for_operator):
         assert ("looks" in found(task, prior, 20, strength=strength)) == tuned
+    assert bool(rmp.presets.budgets(task, prior, strength=strength)) == tuned
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", choices=("photo", "fashion"), default="photo", help="and its images (photo)")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="only these (all)")
+    parser.add_argument("--evaluations", type=int, default=20, help="of the preset and of the untuned chain (20)")
     parser.add_argument("--count", type=int, default=32, help="images of Fashion-MNIST (32)")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "rmp_fast" / "data")
     arguments = parser.parse_args()
@@ -94,7 +95,7 @@ def main() -> None:
             y = y * op.mask.to(y)
         untuned, preset = (
             psnr(rmp.Plan(op, prior, tuple(truth.shape), noise, **settings).execute(y).mean, truth)
-            for settings in (rmp.presets.for_task(task, "none", 20), rmp.presets.for_task(task, prior, 20))
+            for settings in (rmp.presets.for_task(task, p, arguments.evaluations) for p in ("none", prior))
         )
         return untuned, preset - untuned
 

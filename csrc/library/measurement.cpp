@@ -5,6 +5,7 @@
 
 #include "csrc/library/checks.h"
 #include "csrc/library/conjugate_gradients.h"
+#include "csrc/library/filling.h"
 #include "csrc/library/memory.h"
 
 namespace rmp {
@@ -30,12 +31,26 @@ class Identity : public Measurement {
 class Mask : public Measurement {
  public:
   Mask(const ImageShape& shape, const std::uint8_t* mask, std::int64_t items)
-      : Measurement(shape, shape.size()), mask_(items * shape.size()), stride_(items == 1 ? 0 : shape.size()) {
+      : Measurement(shape, shape.size()),
+        mask_(items * shape.size()),
+        stride_(items == 1 ? 0 : shape.size()),
+        pyramid_(shape.height, shape.width) {
     if (mask_.bytes()) std::memcpy(mask_.data(), mask, mask_.bytes());
   }
 
-  std::int64_t buffer_bytes() const override { return mask_.count(); }
-  std::int64_t start_iterations() const override { return 40; }  // the image grows into a hole by pixels an iteration
+  std::int64_t buffer_bytes() const override { return mask_.count() + pyramid_.bytes(); }
+  std::int64_t start_iterations() const override { return 15; }
+  bool guess(const float* y, float* x, const Context& on) override {
+    adjoint(y, x, on);
+    const std::int64_t plane = shape_.height * shape_.width;
+    for (std::int64_t item = 0; item < shape_.batch; ++item) {
+      const std::uint8_t* mask = mask_.data() + item * stride_;
+      for (std::int64_t channel = 0; channel < shape_.channels; ++channel, mask += plane, x += plane) {
+        pyramid_.fill(mask, x);
+      }
+    }
+    return true;
+  }
   void bind(StepParams& params) const override {
     params.correction = Correction::mask;
     params.mask = mask_.data();
@@ -54,6 +69,7 @@ class Mask : public Measurement {
  private:
   Buffer<std::uint8_t> mask_;
   std::int64_t stride_;
+  Pyramid pyramid_;
 };
 
 BlockShape blocks_of(const ImageShape& shape, std::int64_t factor) {

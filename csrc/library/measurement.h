@@ -34,6 +34,11 @@ class Measurement {
 
   // Conjugate gradients of a smooth start; 0: it has no A and adjoint of its own.
   virtual std::int64_t start_iterations() const { return 20; }
+  // Writes an image that explains y roughly, where they begin; false: there is none, and they begin at 0.
+  virtual bool guess(const float* y, float* x, const Context& on) {
+    static_cast<void>(y), static_cast<void>(x), static_cast<void>(on);
+    return false;
+  }
 
   // What the step corrects by itself, all but its `measurement`.
   virtual void bind(StepParams&) const {}

@@ -286,7 +286,7 @@ void Plan::set_start(const float* y, const float* start, const Context& on) {
   measurement_->load(y, on);
 }
 
-// argmin ||A x - y||^2 + weight ||Laplacian x||^2, close to it: conjugate gradients from 0.
+// argmin ||A x - y||^2 + weight ||Laplacian x||^2, close to it: conjugate gradients from the measurement's guess.
 void Plan::smooth_start(const float* y, const Context& on) {
   constexpr float kWeight = 0.02f;
   const auto hessian = [&](const float* v, float* out) {
@@ -296,9 +296,15 @@ void Plan::smooth_start(const float* y, const Context& on) {
     laplacian(shape_, smooth_[0].data(), smooth_[1].data());
     for (std::int64_t i = 0; i < smooth_[1].count(); ++i) out[i] += kWeight * smooth_[1][i];
   };
-  measurement_->adjoint(y, means_[1].data(), on);
-  const float* solution = smoother_.solve(hessian, means_[1].data(), measurement_->start_iterations());
-  for (Buffer<float>& mean : means_) std::memcpy(mean.data(), solution, mean.bytes());
+  const auto &guess = means_[0], &residual = means_[1];
+  measurement_->adjoint(y, residual.data(), on);
+  if (measurement_->guess(y, guess.data(), on)) {
+    hessian(guess.data(), inputs_.data());  // which hold nothing yet
+    for (std::int64_t i = 0; i < residual.count(); ++i) residual[i] -= inputs_[i];
+  }
+  const float* solution = smoother_.solve(hessian, residual.data(), measurement_->start_iterations());
+  for (std::int64_t i = 0; i < guess.count(); ++i) guess[i] += solution[i];
+  std::memcpy(means_[1].data(), guess.data(), guess.bytes());
 }
 
 // From the first mean, in both of means_, to the mean at level 0.

@@ -24,7 +24,7 @@ def smooth_start(
     inverse. Beyond the edge the image goes on flat; for a circular blur it wraps around.
 
     Where the basis of the operator's form diagonalises the Laplacian too, this is the closed form; else close to it,
-    conjugate gradients from 0.
+    conjugate gradients from ``op.start_guess``.
 
     Args:
         y: measurements (B, ...) of a linear ``op``, from images on [-1, 1].
@@ -51,7 +51,10 @@ def smooth_start(
             inverse = pseudo_reciprocal(form.energy + weight * form.laplacian.square())
             return form.synthesis(form.project(y) * inverse)
         steps = op.start_iterations if iterations is None else iterations
-        return conjugate_gradients(hessian, op.adjoint(y, image_shape), steps).solution
+        gradient, guess = op.adjoint(y, image_shape), op.start_guess(y)
+        if guess is None:
+            return conjugate_gradients(hessian, gradient, steps).solution
+        return guess + conjugate_gradients(hessian, gradient - hessian(guess), steps).solution
 
 
 def _laplacian(x: Tensor) -> Tensor:

@@ -79,9 +79,10 @@ GRAPHS = tuple(name for name in METHODS if name.endswith("-graph"))
 SAMPLES = 16
 RELAXATION = 1.4  # of the untuned chain
 
-#: Budgets of a method: evaluations of one sample.
+#: Methods with a row for every budget that a preset was tuned for.
+EVERY_PRESET = ("rmp", "rmp-bfloat16", "rmp-graph")
+#: Budgets of the others: evaluations of one sample.
 BUDGETS = {
-    "rmp": (20, 40),
     "ddrm": (20, 100),
     "diffpir": (20, 100),
     "pigdm": (100,),
@@ -154,7 +155,7 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
         if name.startswith("deepinv-") and missing is not None:
             left_out[name] = missing
             continue
-        budgets = (evaluations,) if evaluations is not None else BUDGETS.get(name, (EQUAL,))
+        budgets = [evaluations] if evaluations is not None else _budgets(problem, name)
         try:
             made = [arm for budget in budgets for arm in _arms_of(problem, name, budget)]
         except (ValueError, CheckError) as cause:
@@ -162,6 +163,11 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
             continue
         found += list({arm.label: arm for arm in made}.values())
     return sorted(found, key=lambda arm: arm.evaluations), left_out
+
+
+def _budgets(problem: Problem, name: str) -> Sequence[int]:
+    tuned = presets.budgets(problem.task, problem.prior, strength=problem.strength) if name in EVERY_PRESET else []
+    return tuned or BUDGETS.get(name, (EQUAL,))
 
 
 def _arms_of(problem: Problem, name: str, budget: int) -> list[Arm]:

@@ -105,6 +105,10 @@ class LinearOperator(Operator):
     start_iterations: int = 20  # conjugate gradients of a smooth start, rmp_fast.start
     smooth_form = False  # whether the form may diagonalise the Laplacian too, which makes a closed form of that start
 
+    def start_guess(self, y: Tensor) -> Tensor | None:
+        """An image (B, C, H, W) that explains ``y`` roughly, where a smooth start begins; None: it begins at 0."""
+        return None
+
     @abc.abstractmethod
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
         """A^T y, differentiable by autograd; ``y`` and ``image_shape`` have been checked."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .. import ops
 from .._checks import shape_text
@@ -68,7 +69,7 @@ class Inpainting(LinearOperator):
     """
 
     name = "inpainting"
-    start_iterations = 40  # the image grows into a hole by a few pixels an iteration
+    start_iterations = 15
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = as_mask(mask)
@@ -114,6 +115,11 @@ class Inpainting(LinearOperator):
         self.measurement_shape(image_shape)
         return Pointwise(self._mask_for(tuple(image_shape[1:]), device))
 
+    def start_guess(self, y: Tensor) -> Tensor:
+        """Hidden pixels from coarser and coarser averages of those that are seen."""
+        missing = y.ndim - self.mask.ndim
+        return _filled(self.adjoint(y), self.mask.reshape(*[1] * missing, *self.mask.shape).to(y))
+
     def _apply(self, x: Tensor) -> Tensor:
         return ops.mask(x, self._mask_for(tuple(x.shape[1:]), x.device))
 
@@ -141,6 +147,24 @@ def as_mask(mask: Tensor) -> Tensor:
     if other.numel():
         raise ValueError(f"`mask` must hold 0 and 1 only, got {other[0].item():g}; threshold it, e.g. mask > 0.5")
     return owned(mask.bool())
+
+
+def _filled(y: Tensor, weight: Tensor) -> Tensor:
+    """Push and pull (Gortler, Grzeszczuk, Szeliski, Cohen, "The Lumigraph", 1996): holes filled from half the size.
+
+    Args:
+        y: (B, C, H, W) values times their weights.
+        weight: (B or 1, C or 1, H, W) on [0, 1], 0 in holes. Sums above 1 count as 1.
+    """
+    height, width = y.shape[-2:]
+    if height == width == 1:
+        return y / weight.clamp_min(torch.finfo(y.dtype).tiny)
+    # Sums over 2x2 blocks; beyond the edge there is nothing.
+    even = (0, width % 2, 0, height % 2)
+    coarse, known = (4 * functional.avg_pool2d(functional.pad(v, even), 2) for v in (y, weight))
+    over = known.clamp_min(1)
+    below = functional.interpolate(_filled(coarse / over, known / over), scale_factor=2, mode="bilinear")
+    return y + (1 - weight) * below[..., :height, :width]
 
 
 def random_mask(shape: Sequence[int], missing: float, seed: int = 0) -> Tensor:

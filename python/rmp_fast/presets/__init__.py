@@ -18,8 +18,8 @@ from .. import schedules
 from .._checks import check_choice, check_count
 from ..priors import Prior
 
-__all__ = ["NONLINEAR", "TASKS", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables", "tuned",
-           "untuned"]  # fmt: skip
+__all__ = ["NONLINEAR", "TASKS", "budgets", "for_operator", "for_task", "paper_ve", "paper_vp", "read", "tables",
+           "tuned", "untuned"]  # fmt: skip
 
 #: The tasks by name; the last ones are nonlinear or complex.
 TASKS = (
@@ -153,14 +153,24 @@ def tuned(
     return max(_fitting(name, prior, evaluations, table, strength), default=None)
 
 
+def budgets(
+    name: str, prior: Prior | str, table: Table | None = None, strength: Mapping[str, float] | None = None
+) -> list[int]:  # fmt: skip
+    """The evaluations that chains of :func:`for_operator` were tuned for, ascending: arguments as there."""
+    return sorted(_fitting(name, prior, None, table, strength))
+
+
 def _fitting(
-    task: str, prior: Prior | str, evaluations: int, table: Table | None, strength: Mapping[str, float] | None
+    task: str, prior: Prior | str, most: int | None, table: Table | None, strength: Mapping[str, float] | None
 ) -> dict[int, Mapping[str, Any]]:
-    """The presets that may be taken, by their evaluations."""
+    """The presets of at most so many evaluations that may be taken, by their evaluations."""
     name = prior if isinstance(prior, str) else prior.name
-    budgets = (tables(name) if table is None else table).get(task, {})
-    fitting = {int(budget): entry for budget, entry in budgets.items() if int(budget) <= evaluations}
-    return {budget: entry for budget, entry in fitting.items() if _holds(entry, strength or {})}
+    entries = {int(count): entry for count, entry in (tables(name) if table is None else table).get(task, {}).items()}
+    return {
+        count: entry
+        for count, entry in entries.items()
+        if (most is None or count <= most) and _holds(entry, strength or {})
+    }
 
 
 def for_operator(
