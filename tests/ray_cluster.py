@@ -6,6 +6,7 @@ on stdout a line of JSON for every node that has started: the cluster's address 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import tempfile
 import time
 from typing import Any
 
-from batch_kills import alive, command, offspring
+from batch_kills import AGENTS, alive, command, offspring
 
 #: Of the cluster and of all that join it, set before Ray is imported.
 ENVIRONMENT = {
@@ -45,6 +46,7 @@ class Cluster:
         )  # fmt: skip
         self.address, head = self._started()
         self.raylets = [head]
+        self._headless = False
 
     def add(self, **environment: str) -> int:
         """Start a node, and return the process id of its raylet."""
@@ -62,6 +64,12 @@ class Cluster:
                 continue
         self.raylets.remove(raylet)
 
+    def kill_head(self) -> None:
+        """Kill what keeps the nodes together, but no node."""
+        (head,) = [one for one in offspring(self._process.pid) if "gcs_server" in command(one)]
+        os.kill(head, signal.SIGKILL)
+        self._headless = True
+
     def workers(self) -> list[str]:
         """What the nodes' processes that belong to a run are called."""
         told = [command(process) for raylet in self.raylets for process in offspring(raylet)]
@@ -70,7 +78,11 @@ class Cluster:
     def close(self) -> None:
         """End all nodes and see that nothing is left of them."""
         processes = offspring(self._process.pid)
+        agents = {one for one in processes if command(one).startswith(AGENTS)}
         self._process.communicate(timeout=LONGEST_GOODBYE)
+        for agent in agents if self._headless else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGKILL)  # it would wait a minute for the head
         end = time.monotonic() + LONGEST_GOODBYE
         while left := alive(processes):
             assert time.monotonic() < end, f"outlive their cluster: {[command(process) for process in left]}"

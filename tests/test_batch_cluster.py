@@ -98,6 +98,24 @@ def test_a_node_with_another_rmp_fast_is_named(nodes: Cluster, tmp_path: pathlib
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_says_that_the_head_is_gone_before_ray_ends_it(tmp_path: pathlib.Path) -> None:
+    batch_kills.make_images(tmp_path / "in", 60)
+    cluster = Cluster()
+    run = start(cluster, tmp_path / "in", tmp_path / "out")
+    try:
+        end = time.monotonic() + LONGEST_RUN
+        while batch_kills.records(tmp_path / "out") < 2 and run.poll() is None:
+            assert time.monotonic() < end, "the run does not get on"
+            time.sleep(0.01)
+        cluster.kill_head()
+        said = run.stderr.readline()
+        assert f"the head of the cluster, {cluster.address}, does not answer" in said
+    finally:
+        run.kill()
+        run.communicate()
+        cluster.close()
+
+
 # Addresses.
 
 

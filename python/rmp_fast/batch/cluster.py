@@ -6,8 +6,10 @@ import collections
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from .address import check_address
 
 __all__ = [
     "Attempts", "Pool", "check_folders", "check_installed", "check_threads", "check_versions", "connect", "devices",
-    "feed", "run_once",
+    "feed", "run_once", "watch_head",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -28,6 +30,8 @@ OBJECT_STORE = 96 * 2**20  # only names and records pass through it
 LARGEST_GROUP = 4  # processor threads of a worker; more gain less than another worker does
 BLOCKS = 4096  # of the data set, each one task; a batch each until there are more batches
 LONGEST_ANSWER = 60.0  # seconds of a node for a question; usual is one, in which a process starts
+PULSE = 2.0  # seconds between two looks whether the head still listens,
+LOST = 3  # and how many in a row must fail
 LONGEST_DELAY = 10.0  # seconds until a file that one machine of a network file system has written is seen by others
 
 
@@ -253,6 +257,39 @@ def connect(address: str | None, cpus: int) -> Iterator[tuple[int, int]]:
         context.max_errored_blocks = -1
         found = ray.cluster_resources()
         yield int(found.get("CPU", 1)), int(found.get("GPU", 0))
+
+
+@contextlib.contextmanager
+def watch_head(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell it once if the cluster's head is gone: a minute later Ray ends this process without a word."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    ended = threading.Event()
+
+    def watch() -> None:
+        failed = 0
+        while failed < LOST:
+            if ended.wait(PULSE):
+                return
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=PULSE).close()
+                failed = 0
+            except OSError:
+                failed += 1
+        tell(
+            f"the head of the cluster, {address}, does not answer. If it stays away Ray ends this run within minutes; "
+            "what is restored by then stays, and the same command goes on from there"
+        )
+
+    watcher = threading.Thread(target=watch, name="rmp-fast head of the cluster", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def run_once(function: Callable[..., Any], gpus: int, *arguments: Any) -> Any:

@@ -149,6 +149,7 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
     with contextlib.ExitStack() as stack:
         if options.address is not None:
             cpus, gpus = stack.enter_context(cluster.connect(options.address, cpus))
+            stack.enter_context(cluster.watch_head(watcher.note))
         else:
             gpus = _gpus() if options.device != "cpu" else 0
         device = cluster.devices(options.device, gpus)
