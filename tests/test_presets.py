@@ -80,7 +80,7 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
     [
         ("photo", "gaussian_deblur", {}, True),
         ("photo", "gaussian_deblur", {"blur_std": 2.0, "noise_std": 0.05}, True),
-        ("photo", "gaussian_deblur", {"blur_std": 1.0}, False),
+        ("photo", "gaussian_deblur", {"blur_std": 9.0}, False),
         ("photo", "inpaint_random", {"noise_std": 0.1}, True),
         ("photo", "inpaint_random", {"noise_std": 0.3}, False),
         ("photo", "sr4", {"noise_std": 0.3}, True),
@@ -95,6 +95,12 @@ def test_presets_are_not_taken_where_they_were_found_to_lose(
     for found in (rmp.presets.for_task, rmp.presets.for_operator):
         assert ("looks" in found(task, prior, 20, strength=strength)) == tuned
     assert bool(rmp.presets.budgets(task, prior, strength=strength)) == tuned
+
+
+def test_a_smaller_budget_is_taken_where_its_preset_holds_and_the_larger_does_not() -> None:
+    for blur_std, looks in ((2.0, 20), (1.0, 5)):
+        settings = rmp.presets.for_task("gaussian_deblur", "photo", 20, strength={"blur_std": blur_std})
+        assert len(settings["looks"]) == looks
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,7 @@ class Inpainting(LinearOperator):
 
     def start_guess(self, y: Tensor) -> Tensor:
         """Hidden pixels from coarser and coarser averages of those that are seen."""
-        missing = y.ndim - self.mask.ndim
-        return _filled(self.adjoint(y), self.mask.reshape(*[1] * missing, *self.mask.shape).to(y))
+        return _filled(self.adjoint(y), self._mask_for(tuple(y.shape[1:]), y.device).to(y.dtype))
 
     def _apply(self, x: Tensor) -> Tensor:
         return ops.mask(x, self._mask_for(tuple(x.shape[1:]), x.device))
@@ -154,17 +153,35 @@ def _filled(y: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         y: (B, C, H, W) values times their weights.
-        weight: (B or 1, C or 1, H, W) on [0, 1], 0 in holes. Sums above 1 count as 1.
+        weight: (B or 1, C, H, W) on [0, 1], 0 in holes. Sums above 1 count as 1.
     """
     height, width = y.shape[-2:]
     if height == width == 1:
         return y / weight.clamp_min(torch.finfo(y.dtype).tiny)
-    # Sums over 2x2 blocks; beyond the edge there is nothing.
-    even = (0, width % 2, 0, height % 2)
-    coarse, known = (4 * functional.avg_pool2d(functional.pad(v, even), 2) for v in (y, weight))
+    coarse, known = _halved(y), _halved(weight)
     over = known.clamp_min(1)
-    below = functional.interpolate(_filled(coarse / over, known / over), scale_factor=2, mode="bilinear")
+    below = _doubled(_doubled(_filled(coarse / over, known / over), -2), -1)
     return y + (1 - weight) * below[..., :height, :width]
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Sums over blocks of 2x2; beyond the edge there is nothing."""
+    x = functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+    rows = x[..., ::2, :] + x[..., 1::2, :]
+    return rows[..., ::2] + rows[..., 1::2]
+
+
+def _doubled(x: Tensor, dim: int) -> Tensor:
+    """Linear interpolation at quarters between the samples along ``dim``, -2 or -1.
+
+    As torch.nn.functional.interpolate does it, whose last bit depends on how its input lies in memory.
+    """
+    count, after_dim = x.shape[dim], x.ndim + dim + 1
+    before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, count - 1)], dim)
+    after = torch.cat([x.narrow(dim, 1, count - 1), x.narrow(dim, count - 1, 1)], dim)
+    near = 0.75 * x
+    both = torch.stack([near + 0.25 * before, near + 0.25 * after], after_dim)
+    return both.flatten(after_dim - 1, after_dim)
 
 
 def random_mask(shape: Sequence[int], missing: float, seed: int = 0) -> Tensor:
