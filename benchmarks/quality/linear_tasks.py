@@ -75,7 +75,7 @@ class Row:
 
 def rows(samples: int) -> list[Row]:
     """In the order of their cost."""
-    found = [Row(f"rmp-{n}", "rmp", n, tuned=True) for n in (5, 10, 20, 40, 100)]
+    found = [Row(f"rmp-{n}", "rmp", n, tuned=True) for n in (5, 10, 20)]
     found += [Row(f"rmp-{n} untuned", "rmp", n) for n in (10, 20, 40, 100)]
     found += [Row("paper-vp", "rmp", 400, rmp.presets.paper_vp()), Row("paper-ve", "rmp", 600, rmp.presets.paper_ve())]
     for n in (20, 100):

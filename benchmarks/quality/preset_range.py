@@ -95,7 +95,9 @@ def main() -> None:
             y = y * op.mask.to(y)
         untuned, preset = (
             psnr(rmp.Plan(op, prior, tuple(truth.shape), noise, **settings).execute(y).mean, truth)
-            for settings in (rmp.presets.for_task(task, p, arguments.evaluations) for p in ("none", prior))
+            for settings in (
+                rmp.presets.for_task(task, tuned_for, arguments.evaluations) for tuned_for in ("none", prior)
+            )
         )
         return untuned, preset - untuned
 

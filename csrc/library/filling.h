@@ -12,7 +12,6 @@ namespace library {
 // The averages of a mask's pixels at half the size, a quarter and so on down to one pixel.
 class Pyramid {
  public:
-  Pyramid() = default;
   Pyramid(std::int64_t height, std::int64_t width);
 
   std::int64_t bytes() const;

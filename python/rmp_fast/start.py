@@ -51,7 +51,8 @@ def smooth_start(
             inverse = pseudo_reciprocal(form.energy + weight * form.laplacian.square())
             return form.synthesis(form.project(y) * inverse)
         steps = op.start_iterations if iterations is None else iterations
-        gradient, guess = op.adjoint(y, image_shape), op.start_guess(y)
+        gradient = op.adjoint(y, image_shape)
+        guess = op.start_guess(gradient)
         if guess is None:
             return conjugate_gradients(hessian, gradient, steps).solution
         return guess + conjugate_gradients(hessian, gradient - hessian(guess), steps).solution

@@ -105,8 +105,15 @@ class LinearOperator(Operator):
     start_iterations: int = 20  # conjugate gradients of a smooth start, rmp_fast.start
     smooth_form = False  # whether the form may diagonalise the Laplacian too, which makes a closed form of that start
 
-    def start_guess(self, y: Tensor) -> Tensor | None:
-        """An image (B, C, H, W) that explains ``y`` roughly, where a smooth start begins; None: it begins at 0."""
+    def start_guess(self, back: Tensor) -> Tensor | None:
+        """Where the conjugate gradients of a smooth start begin; None: at 0.
+
+        Args:
+            back: A^T y of checked measurements, (B, C, H, W) on the range of the images.
+
+        Returns:
+            An image of that shape that explains y roughly.
+        """
         return None
 
     @abc.abstractmethod

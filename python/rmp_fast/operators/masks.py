@@ -69,7 +69,7 @@ class Inpainting(LinearOperator):
     """
 
     name = "inpainting"
-    start_iterations = 15
+    start_iterations = 15  # from the guess; 70 % missing: 45 dB from the minimiser, where more gain nothing
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = as_mask(mask)
@@ -115,9 +115,9 @@ class Inpainting(LinearOperator):
         self.measurement_shape(image_shape)
         return Pointwise(self._mask_for(tuple(image_shape[1:]), device))
 
-    def start_guess(self, y: Tensor) -> Tensor:
-        """Hidden pixels from coarser and coarser averages of those that are seen."""
-        return _filled(self.adjoint(y), self._mask_for(tuple(y.shape[1:]), y.device).to(y.dtype))
+    def start_guess(self, back: Tensor) -> Tensor:
+        """Hidden pixels from ever coarser averages of those that are seen; see :meth:`LinearOperator.start_guess`."""
+        return _filled(back, self._mask_for(tuple(back.shape[1:]), back.device).to(back.dtype))
 
     def _apply(self, x: Tensor) -> Tensor:
         return ops.mask(x, self._mask_for(tuple(x.shape[1:]), x.device))

@@ -122,7 +122,8 @@ def for_task(
         evaluations: network evaluations per item, at least 1; the settings never use more.
         table: what :func:`read` returned, in place of the bundled one.
         strength: of the problem, as far as it is known: ``blur_std`` in pixels, ``noise_std`` on [-1, 1]. A preset that
-            was found to lose there against the untuned chain (its ``holds_for``) is not taken.
+            was found to lose there against the untuned chain (its ``holds_for``) is not taken; a smaller one that
+            holds is.
 
     Raises:
         ValueError: for an unknown task, with the nearest names, or a budget below 1.
