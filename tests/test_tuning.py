@@ -242,6 +242,32 @@ def test_command_writes_a_preset(folder: pathlib.Path, tmp_path: pathlib.Path) -
     assert json.loads(again.read_text())["sr4"]["2"]["looks"] == entry["looks"]
 
 
+def test_command_tunes_for_a_range_of_noise(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels: list[float] = []
+
+    def measure(clean: Tensor, op: operators.Operator, noise_std: float, seed: int) -> tuning.Problem:
+        levels.append(noise_std)
+        return measured(clean, op, noise_std, seed)
+
+    measured = tuning.measure
+    monkeypatch.setattr(tuning, "measure", measure)
+    out = tmp_path / "fashion.json"
+    wide = ["--noise-range", "0.01", "0.1", "--noise-std=0.03", "--steps=4", "--no-sensitivity"]
+    assert main(arguments(folder, out, *wide)) == 0
+    drawn = levels[1:5]  # the first is the trial of whether the operator fits the images
+    assert len(set(drawn)) == 4
+    assert all(0.02 <= level <= 0.2 for level in drawn)  # on [-1, 1]
+    assert sorted(set(levels[5:])) == pytest.approx([0.02, 0.06, 0.2])
+    reported = re.findall(r"noise ([\d.]+): default .* gain (\S+)", capsys.readouterr().out)
+    assert [level for level, _ in reported] == ["0.01", "0.1", "0.03"]
+    entry = json.loads(out.read_text())["sr4"]["2"]
+    assert entry["gain_db"][0] == pytest.approx(float(reported[-1][1]), abs=0.006)
+    assert entry["tuned_on"].endswith("noise_std=0.01 to 0.1 on [0, 1]")
+    assert "--noise-range 0.01 0.1" in entry["command"]
+
+
 def test_presets_are_collected_in_one_file(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +294,9 @@ def test_presets_are_collected_in_one_file(
         (["--steps=0"], "`--steps` must be at least 1, got 0"),
         (["--learning-rate=-1"], "`--learning-rate` must be a number > 0, got -1.0"),
         (["--noise-std=-1"], "`--noise-std` must be a number >= 0, got -1.0"),
+        (["--noise-range", "0.1", "0.01"], "`--noise-range` must be two numbers, 0 < LOW < HIGH, got 0.1 0.01"),
+        (["--noise-range", "0", "0.1"], "`--noise-range` must be two numbers, 0 < LOW < HIGH, got 0 0.1"),
+        (["--noise-range", "0.01", "0.1", "--method=search"], "`--noise-range` needs the gradient of the prior"),
         (["--side=33"], r"`--side` must be at most the size of .*, \(H, W\) = \(32, 32\), got 33"),
         (["--blur-std=1"], "`--blur-std` does not apply to sr4"),
         (["--task=inpaint_box", "--box=40"], "`--box` must be smaller than"),

@@ -91,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("`--highest-level` is of the first table, which `--init` gives; they exclude each other")
     if not 0 <= options.noise_std < math.inf:
         raise UsageError(f"`--noise-std` must be a number >= 0, got {options.noise_std}")
+    if options.noise_range is not None and not 0 < options.noise_range[0] < options.noise_range[1] < math.inf:
+        low, high = options.noise_range
+        raise UsageError(f"`--noise-range` must be two numbers, 0 < LOW < HIGH, got {low:g} {high:g}")
     settings = resolve(argparse.Namespace(**vars(options), operator=options.task, simulate=True))
     kept = _read_presets(options)
     first = _initial(options)
@@ -99,11 +102,13 @@ def run(options: argparse.Namespace) -> int:
     prior = open_prior(options.prior)
     tuning_images, held_out = _split(options, prior)
     session = _Session(options, settings, prior)
-    session.problem(held_out[:1], "0")  # what does not fit the images is refused here
+    session.problem(held_out[:1], "0", options.noise_std)  # what does not fit the images is refused here
 
     gradient = options.method == "gradient"
     if options.method == "auto":
         gradient = tuning.is_differentiable(prior, tuple(held_out.shape))
+    if options.noise_range is not None and not gradient:
+        raise UsageError("`--noise-range` needs the gradient of the prior: a search tries one noise level")
     started = first or tuning.first_looks(
         options.evaluations, prior.data_variance, options.start, options.highest_level
     )
@@ -143,8 +148,8 @@ class _Session:
         if not self.options.quiet:
             print(text, flush=True)
 
-    def problem(self, clean: Tensor, name: str) -> tuning.Problem:
-        """Measurements of ``clean``; ``name`` decides masks and noise."""
+    def problem(self, clean: Tensor, name: str, noise_std: float) -> tuning.Problem:
+        """Measurements of ``clean`` with noise as of ``--noise-std``; ``name`` decides masks and noise."""
         names = [f"{name}/{index}" for index in range(len(clean))]
         shape = tuple(clean.shape[1:])
         try:
@@ -153,7 +158,7 @@ class _Session:
         except ValueError as error:
             raise UsageError(f"{self.options.task} of images (C, H, W) = {shape}: {error}") from error
         digest = int.from_bytes(np.random.SeedSequence((self.options.seed, *name.encode())).generate_state(1), "little")
-        return tuning.measure(clean, op, 2 * self.options.noise_std, digest)
+        return tuning.measure(clean, op, 2 * noise_std, digest)
 
     def tune(self, first: Looks, crops: Crops, gradient: bool) -> tuning.Tuned:
         options = self.options
@@ -166,7 +171,8 @@ class _Session:
 
         def problems(step: int) -> tuning.Problem:
             rng = np.random.default_rng((options.seed, step))
-            return self.problem(crops.batch(options.batch, rng), f"step {step}")
+            clean = crops.batch(options.batch, rng)
+            return self.problem(clean, f"step {step}", self.drawn_noise(rng))
 
         if not gradient:
             return tuning.search_looks(
@@ -179,26 +185,44 @@ class _Session:
             progress=progress,
         )  # fmt: skip
 
-    def quality(self, held_out: Tensor, **chain: Any) -> Tensor:
+    def drawn_noise(self, rng: np.random.Generator) -> float:
+        """A level of ``--noise-range``, uniform in logarithm; ``--noise-std`` without."""
+        if self.options.noise_range is None:
+            return float(self.options.noise_std)
+        low, high = self.options.noise_range
+        return float(np.exp(rng.uniform(math.log(low), math.log(high))))
+
+    def quality(self, held_out: Tensor, noise_std: float, **chain: Any) -> Tensor:
         """PSNR of every held-out image in dB, for plan options ``chain``."""
         parts = []
         for index in range(0, len(held_out), CHUNK):
-            problem = self.problem(held_out[index : index + CHUNK], f"held out {index}")
+            problem = self.problem(held_out[index : index + CHUNK], f"held out {index}", noise_std)
             parts.append(tuning.psnr(problem.images, tuning.restore(problem, self.prior, **chain)))
         return torch.cat(parts).double()
 
     def report(self, held_out: Tensor, looks: Looks) -> list[float | int]:
-        """Print default and tuned PSNR; return mean gain, its standard error and the number of images."""
+        """Print default and tuned PSNR; return mean gain, its standard error and the number of images.
+
+        First at the ends of ``--noise-range``, or at half and twice ``--noise-std``, then at that, whose gain it is.
+        """
         count = self.options.evaluations
         inner = 2 if count % 2 == 0 else 1
         grid = schedules.log(count // inner, 0.05, 20.0)
-        default = self.quality(held_out, schedule=grid, inner_steps=inner)
-        self.tuned = self.quality(held_out, looks=looks, start=self.options.start)
-        mean, error = _paired(self.tuned - default)
-        self.say(
-            f"held out ({len(held_out)} images): default {default.mean():.2f} dB, tuned {self.tuned.mean():.2f} dB, "
-            f"gain {mean:+.2f} ± {error:.2f} dB"
-        )
+        self.say(f"held out ({len(held_out)} images)")
+        told = self.options.noise_std
+        ends = self.options.noise_range or ([told / 2, 2 * told] if told else [])
+        loses = False
+        for noise_std in (*ends, told):
+            default = self.quality(held_out, noise_std, schedule=grid, inner_steps=inner)
+            self.tuned = self.quality(held_out, noise_std, looks=looks, start=self.options.start)
+            mean, error = _paired(self.tuned - default)
+            loses |= mean < -2 * error
+            self.say(
+                f"noise {noise_std:g}: default {default.mean():.2f} dB, tuned {self.tuned.mean():.2f} dB, "
+                f"gain {mean:+.2f} ± {error:.2f} dB"
+            )
+        if loses and self.options.noise_range is None:
+            self.say("it loses where the noise is not what it was tuned for: --noise-range tunes for several levels")
         return [round(mean, 3), round(error, 3), len(held_out)]
 
     def sensitivity(self, held_out: Tensor, looks: Looks) -> None:
@@ -209,7 +233,8 @@ class _Session:
             cells = []
             for factor in FACTORS:
                 scaled = dataclasses.replace(looks, **{name: getattr(looks, name) * factor})
-                mean, error = _paired(self.quality(held_out, looks=scaled, start=self.options.start) - self.tuned)
+                quality = self.quality(held_out, self.options.noise_std, looks=scaled, start=self.options.start)
+                mean, error = _paired(quality - self.tuned)
                 cells.append(f"{f'{mean:+.3f} ± {error:.3f}':>16}")
             self.say(f"{name:10}" + "".join(cells))
 
@@ -218,6 +243,8 @@ class _Session:
         hidden = ("mask", "invert_mask", "kernel")
         parts = [f"{key}={value}" for key, value in self.settings.options.items() if key not in hidden]
         parts.append(f"noise_std={self.options.noise_std:g} on [0, 1]")
+        if self.options.noise_range is not None:
+            parts[-1] = "noise_std={:g} to {:g} on [0, 1]".format(*self.options.noise_range)
         source = self.options.images if self.options.images in SOURCES else "a folder"
         return f"{images_used} images of {source}, {', '.join(parts)}"
 
@@ -337,5 +364,8 @@ def _command(options: argparse.Namespace) -> str:
         if name in ("command", "out", "append", "force", "quiet", "no_sensitivity", "data") or value in (None, False):
             continue
         flag = "--" + name.replace("_", "-")
-        words.append(flag if value is True else f"{flag}={value}")
+        if isinstance(value, list):
+            words += [flag, *map(str, value)]
+        else:
+            words.append(flag if value is True else f"{flag}={value}")
     return shlex.join(words)

@@ -33,6 +33,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--noise-std", type=float, default=0.02, metavar="S", help="of the measurement, on [0, 1] (0.02)"
     )
+    parser.add_argument(
+        "--noise-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="tune for all these noise levels: every step draws one, uniform in logarithm (--noise-std alone)",
+    )  # fmt: skip
     parser.add_argument("--start", metavar="NAME", help="smooth (default; not for nonlinear tasks) or zero")
     add_operator(parser)
 
