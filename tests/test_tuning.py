@@ -242,30 +242,36 @@ def test_command_writes_a_preset(folder: pathlib.Path, tmp_path: pathlib.Path) -
     assert json.loads(again.read_text())["sr4"]["2"]["looks"] == entry["looks"]
 
 
-def test_command_tunes_for_a_range_of_noise(
+def test_command_tunes_for_a_range_of_strengths(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    levels: list[float] = []
+    seen: list[tuple[float, int]] = []  # noise on [-1, 1], and pixels of the box
 
-    def measure(clean: Tensor, op: operators.Operator, noise_std: float, seed: int) -> tuning.Problem:
-        levels.append(noise_std)
+    def measure(clean: Tensor, op: operators.Inpainting, noise_std: float, seed: int) -> tuning.Problem:
+        seen.append((noise_std, int((op.mask == 0).sum())))
         return measured(clean, op, noise_std, seed)
 
     measured = tuning.measure
     monkeypatch.setattr(tuning, "measure", measure)
     out = tmp_path / "fashion.json"
-    wide = ["--noise-range", "0.01", "0.1", "--noise-std=0.03", "--steps=4", "--no-sensitivity"]
-    assert main(arguments(folder, out, *wide)) == 0
-    drawn = levels[1:5]  # the first is the trial of whether the operator fits the images
-    assert len(set(drawn)) == 4
-    assert all(0.02 <= level <= 0.2 for level in drawn)  # on [-1, 1]
-    assert sorted(set(levels[5:])) == pytest.approx([0.02, 0.06, 0.2])
-    reported = re.findall(r"noise ([\d.]+): default .* gain (\S+)", capsys.readouterr().out)
-    assert [level for level, _ in reported] == ["0.01", "0.1", "0.03"]
-    entry = json.loads(out.read_text())["sr4"]["2"]
+    wide = ["--vary", "noise-std", "0.01", "0.1", "--vary", "box", "4", "16", "--box=10", "--noise-std=0.03"]
+    assert main(arguments(folder, out, "--task=inpaint_box", *wide, "--steps=6", "--no-sensitivity")) == 0
+    trials, steps, reports = seen[:5], seen[5:11], seen[11:]
+    assert len({noise for noise, _ in steps}) == 6
+    assert len({pixels for _, pixels in steps}) > 2
+    for noise, pixels in steps:
+        assert 0.02 <= noise <= 0.2
+        assert 4 <= math.isqrt(pixels) == math.sqrt(pixels) <= 16
+    at_ends = [(0.02, 100), (0.2, 100), (0.06, 16), (0.06, 256), (0.06, 100)]
+    assert [pixels for _, pixels in trials] == [pixels for _, pixels in at_ends]
+    assert [noise for noise, _ in trials] == pytest.approx([noise for noise, _ in at_ends])
+    assert reports[::2] == reports[1::2] == trials  # the default and the tuned chain
+    reported = re.findall(r"(.*): default .* gain (\S+)", capsys.readouterr().out)
+    assert [where for where, _ in reported] == ["noise-std 0.01", "noise-std 0.1", "box 4", "box 16", "as asked"]
+    entry = json.loads(out.read_text())["inpaint_box"]["2"]
     assert entry["gain_db"][0] == pytest.approx(float(reported[-1][1]), abs=0.006)
-    assert entry["tuned_on"].endswith("noise_std=0.01 to 0.1 on [0, 1]")
-    assert "--noise-range 0.01 0.1" in entry["command"]
+    assert "box=4 to 16, noise_std=0.01 to 0.1 on [0, 1]" in entry["tuned_on"]
+    assert "--vary noise-std 0.01 0.1 --vary box 4 16" in entry["command"]
 
 
 def test_presets_are_collected_in_one_file(
@@ -294,9 +300,14 @@ def test_presets_are_collected_in_one_file(
         (["--steps=0"], "`--steps` must be at least 1, got 0"),
         (["--learning-rate=-1"], "`--learning-rate` must be a number > 0, got -1.0"),
         (["--noise-std=-1"], "`--noise-std` must be a number >= 0, got -1.0"),
-        (["--noise-range", "0.1", "0.01"], "`--noise-range` must be two numbers, 0 < LOW < HIGH, got 0.1 0.01"),
-        (["--noise-range", "0", "0.1"], "`--noise-range` must be two numbers, 0 < LOW < HIGH, got 0 0.1"),
-        (["--noise-range", "0.01", "0.1", "--method=search"], "`--noise-range` needs the gradient of the prior"),
+        (["--vary", "noise-std", "0.1", "0.01"], "`--vary` noise-std must be from LOW to HIGH with 0 < LOW < HIGH"),
+        (["--vary", "noise-std", "0", "0.1"], "`--vary` noise-std must be from LOW to HIGH .* got 0 0.1"),
+        (["--vary", "noise-std", "0.1", "much"], "`--vary` noise-std must be followed by two numbers, got 0.1 much"),
+        (["--vary", "noise-sdt", "0.1", "0.2"], "`--vary` must be one of .* did you mean 'noise-std'"),
+        (["--vary", "blur-std", "1", "2"], "`--vary` must be one of 'noise-std', got 'blur-std'"),
+        (["--task=inpaint_random", "--vary", "missing", "0.5", "1.5"], r"`--missing` must be a share on \[0, 1\)"),
+        (["--task=inpaint_box", "--vary", "box", "4", "40"], "`--box` must be smaller than"),
+        (["--vary", "noise-std", "0.01", "0.1", "--method=search"], "`--vary` needs the gradient of the prior"),
         (["--side=33"], r"`--side` must be at most the size of .*, \(H, W\) = \(32, 32\), got 33"),
         (["--blur-std=1"], "`--blur-std` does not apply to sr4"),
         (["--task=inpaint_box", "--box=40"], "`--box` must be smaller than"),

@@ -21,6 +21,7 @@ from ..schedules import Looks
 from . import degrade
 from .inputs import collect_inputs, make_output_folder
 from .prior import open_prior
+from .tasks import TASKS as OF_TASK
 from .tasks import Settings, choice, resolve
 from .usage import UsageError
 
@@ -36,6 +37,11 @@ MOST_HELD_OUT = 64
 CHUNK = 16  # held-out images restored at a time
 FACTORS = (0.8, 1.25)
 
+#: What ``--vary`` may name, where the task has it.
+NOISE = "noise_std"
+VARIABLE = (NOISE, "missing", "box", "blur_std", "motion_length", "acceleration", "exposure", "gamma")
+
+Strength = dict[str, float]  # of a degradation: options by their names in :class:`Settings`, and the noise on [0, 1]
 Pixels = NDArray[np.uint8]
 Presets = dict[str, dict[str, Any]]
 
@@ -91,24 +97,23 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("`--highest-level` is of the first table, which `--init` gives; they exclude each other")
     if not 0 <= options.noise_std < math.inf:
         raise UsageError(f"`--noise-std` must be a number >= 0, got {options.noise_std}")
-    if options.noise_range is not None and not 0 < options.noise_range[0] < options.noise_range[1] < math.inf:
-        low, high = options.noise_range
-        raise UsageError(f"`--noise-range` must be two numbers, 0 < LOW < HIGH, got {low:g} {high:g}")
-    settings = resolve(argparse.Namespace(**vars(options), operator=options.task, simulate=True))
+    settings = resolve(_problem_of(options))
+    varied = _varied(options)
     kept = _read_presets(options)
     first = _initial(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     prior = open_prior(options.prior)
     tuning_images, held_out = _split(options, prior)
-    session = _Session(options, settings, prior)
-    session.problem(held_out[:1], "0", options.noise_std)  # what does not fit the images is refused here
+    session = _Session(options, settings, varied, prior)
+    for strength in session.ends():  # what does not fit the images is refused here
+        session.problem(held_out[:1], "0", strength)
 
     gradient = options.method == "gradient"
     if options.method == "auto":
         gradient = tuning.is_differentiable(prior, tuple(held_out.shape))
-    if options.noise_range is not None and not gradient:
-        raise UsageError("`--noise-range` needs the gradient of the prior: a search tries one noise level")
+    if varied and not gradient:
+        raise UsageError("`--vary` needs the gradient of the prior: a search tries one strength")
     started = first or tuning.first_looks(
         options.evaluations, prior.data_variance, options.start, options.highest_level
     )
@@ -141,24 +146,39 @@ def run(options: argparse.Namespace) -> int:
 class _Session:
     """One tuning: its settings, and the problems it is measured on."""
 
-    def __init__(self, options: argparse.Namespace, settings: Settings, prior: Prior) -> None:
-        self.options, self.settings, self.prior = options, settings, prior
+    def __init__(
+        self, options: argparse.Namespace, settings: Settings, varied: dict[str, tuple[float, float]], prior: Prior
+    ) -> None:  # fmt: skip
+        self.options, self.settings, self.varied, self.prior = options, settings, varied, prior
 
     def say(self, text: str) -> None:
         if not self.options.quiet:
             print(text, flush=True)
 
-    def problem(self, clean: Tensor, name: str, noise_std: float) -> tuning.Problem:
-        """Measurements of ``clean`` with noise as of ``--noise-std``; ``name`` decides masks and noise."""
+    def problem(self, clean: Tensor, name: str, strength: Strength) -> tuning.Problem:
+        """Measurements of ``clean``, ``strength`` in place of what was asked; ``name`` decides masks and noise."""
         names = [f"{name}/{index}" for index in range(len(clean))]
         shape = tuple(clean.shape[1:])
+        changed = {key: value for key, value in strength.items() if key != NOISE}
         try:
-            op = degrade.build(self.settings, names, shape, self.options.seed)
+            settings = dataclasses.replace(self.settings, options=self.settings.options | changed)
+            op = degrade.build(settings, names, shape, self.options.seed)
             op.measurement_shape(tuple(clean.shape))
         except ValueError as error:
             raise UsageError(f"{self.options.task} of images (C, H, W) = {shape}: {error}") from error
         digest = int.from_bytes(np.random.SeedSequence((self.options.seed, *name.encode())).generate_state(1), "little")
-        return tuning.measure(clean, op, 2 * noise_std, digest)
+        return tuning.measure(clean, op, 2 * strength.get(NOISE, self.options.noise_std), digest)
+
+    def drawn(self, rng: np.random.Generator) -> Strength:
+        """What ``--vary`` names, each uniform in logarithm."""
+        exponents = {key: rng.uniform(math.log(low), math.log(high)) for key, (low, high) in self.varied.items()}
+        return {key: _of_kind(key, math.exp(value)) for key, value in exponents.items()}
+
+    def ends(self) -> list[Strength]:
+        """Strengths to report at: both ends of what ``--vary`` names, or half and twice the noise; then as asked."""
+        told = self.options.noise_std
+        varied = self.varied or ({NOISE: (told / 2, 2 * told)} if told else {})
+        return [*({key: end} for key, ends in varied.items() for end in ends), {}]
 
     def tune(self, first: Looks, crops: Crops, gradient: bool) -> tuning.Tuned:
         options = self.options
@@ -172,7 +192,7 @@ class _Session:
         def problems(step: int) -> tuning.Problem:
             rng = np.random.default_rng((options.seed, step))
             clean = crops.batch(options.batch, rng)
-            return self.problem(clean, f"step {step}", self.drawn_noise(rng))
+            return self.problem(clean, f"step {step}", self.drawn(rng))
 
         if not gradient:
             return tuning.search_looks(
@@ -185,44 +205,33 @@ class _Session:
             progress=progress,
         )  # fmt: skip
 
-    def drawn_noise(self, rng: np.random.Generator) -> float:
-        """A level of ``--noise-range``, uniform in logarithm; ``--noise-std`` without."""
-        if self.options.noise_range is None:
-            return float(self.options.noise_std)
-        low, high = self.options.noise_range
-        return float(np.exp(rng.uniform(math.log(low), math.log(high))))
-
-    def quality(self, held_out: Tensor, noise_std: float, **chain: Any) -> Tensor:
+    def quality(self, held_out: Tensor, strength: Strength, **chain: Any) -> Tensor:
         """PSNR of every held-out image in dB, for plan options ``chain``."""
         parts = []
         for index in range(0, len(held_out), CHUNK):
-            problem = self.problem(held_out[index : index + CHUNK], f"held out {index}", noise_std)
+            problem = self.problem(held_out[index : index + CHUNK], f"held out {index}", strength)
             parts.append(tuning.psnr(problem.images, tuning.restore(problem, self.prior, **chain)))
         return torch.cat(parts).double()
 
     def report(self, held_out: Tensor, looks: Looks) -> list[float | int]:
-        """Print default and tuned PSNR; return mean gain, its standard error and the number of images.
-
-        First at the ends of ``--noise-range``, or at half and twice ``--noise-std``, then at that, whose gain it is.
-        """
+        """Print default and tuned PSNR; return mean gain, its standard error and the number of images, as asked."""
         count = self.options.evaluations
         inner = 2 if count % 2 == 0 else 1
         grid = schedules.log(count // inner, 0.05, 20.0)
         self.say(f"held out ({len(held_out)} images)")
-        told = self.options.noise_std
-        ends = self.options.noise_range or ([told / 2, 2 * told] if told else [])
         loses = False
-        for noise_std in (*ends, told):
-            default = self.quality(held_out, noise_std, schedule=grid, inner_steps=inner)
-            self.tuned = self.quality(held_out, noise_std, looks=looks, start=self.options.start)
+        for strength in self.ends():
+            default = self.quality(held_out, strength, schedule=grid, inner_steps=inner)
+            self.tuned = self.quality(held_out, strength, looks=looks, start=self.options.start)
             mean, error = _paired(self.tuned - default)
             loses |= mean < -2 * error
+            where = ", ".join(f"{_flag(key)} {value:g}" for key, value in strength.items())
             self.say(
-                f"noise {noise_std:g}: default {default.mean():.2f} dB, tuned {self.tuned.mean():.2f} dB, "
+                f"{where or 'as asked'}: default {default.mean():.2f} dB, tuned {self.tuned.mean():.2f} dB, "
                 f"gain {mean:+.2f} ± {error:.2f} dB"
             )
-        if loses and self.options.noise_range is None:
-            self.say("it loses where the noise is not what it was tuned for: --noise-range tunes for several levels")
+        if loses:
+            self.say("where it loses the default is better; --vary tunes for more than one strength")
         return [round(mean, 3), round(error, 3), len(held_out)]
 
     def sensitivity(self, held_out: Tensor, looks: Looks) -> None:
@@ -233,7 +242,7 @@ class _Session:
             cells = []
             for factor in FACTORS:
                 scaled = dataclasses.replace(looks, **{name: getattr(looks, name) * factor})
-                quality = self.quality(held_out, self.options.noise_std, looks=scaled, start=self.options.start)
+                quality = self.quality(held_out, {}, looks=scaled, start=self.options.start)
                 mean, error = _paired(quality - self.tuned)
                 cells.append(f"{f'{mean:+.3f} ± {error:.3f}':>16}")
             self.say(f"{name:10}" + "".join(cells))
@@ -241,12 +250,46 @@ class _Session:
     def provenance(self, images_used: int) -> str:
         """What the table was tuned on, in words."""
         hidden = ("mask", "invert_mask", "kernel")
-        parts = [f"{key}={value}" for key, value in self.settings.options.items() if key not in hidden]
-        parts.append(f"noise_std={self.options.noise_std:g} on [0, 1]")
-        if self.options.noise_range is not None:
-            parts[-1] = "noise_std={:g} to {:g} on [0, 1]".format(*self.options.noise_range)
+        told = {key: str(value) for key, value in self.settings.options.items() if key not in hidden}
+        told[NOISE] = f"{self.options.noise_std:g}"
+        told |= {key: f"{low:g} to {high:g}" for key, (low, high) in self.varied.items()}
+        parts = [f"{key}={value}" for key, value in told.items()]
+        parts[list(told).index(NOISE)] += " on [0, 1]"
         source = self.options.images if self.options.images in SOURCES else "a folder"
         return f"{images_used} images of {source}, {', '.join(parts)}"
+
+
+def _flag(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _of_kind(key: str, value: float) -> float:
+    """``value`` as that option has it: boxes have a whole number of pixels."""
+    return round(value) if key == "box" else value
+
+
+def _varied(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """The ends of every option that ``--vary`` names, checked as the options themselves are."""
+    known = [_flag(key) for key in VARIABLE if key == NOISE or key in OF_TASK[options.task].simulated]
+    found: dict[str, tuple[float, float]] = {}
+    for name, *ends in options.vary or ():
+        key = choice("--vary", name, tuple(known)).replace("-", "_")
+        try:
+            low, high = map(float, ends)
+        except ValueError as error:
+            raise UsageError(f"`--vary` {name} must be followed by two numbers, got {' '.join(ends)}") from error
+        if not 0 < low < high < math.inf:
+            raise UsageError(f"`--vary` {name} must be from LOW to HIGH with 0 < LOW < HIGH, got {low:g} {high:g}")
+        found[key] = _of_kind(key, low), _of_kind(key, high)
+        for end in found[key]:
+            if key != NOISE:
+                resolve(_problem_of(options, **{key: end}))
+    return found
+
+
+def _problem_of(options: argparse.Namespace, **changed: float) -> argparse.Namespace:
+    """The options as :func:`resolve` takes them."""
+    return argparse.Namespace(**(vars(options) | changed), operator=options.task, simulate=True)
 
 
 def _paired(difference: Tensor) -> tuple[float, float]:
@@ -363,9 +406,9 @@ def _command(options: argparse.Namespace) -> str:
     for name, value in sorted(vars(options).items()):
         if name in ("command", "out", "append", "force", "quiet", "no_sensitivity", "data") or value in (None, False):
             continue
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, list):
-            words += [flag, *map(str, value)]
+        flag = f"--{_flag(name)}"
+        if name == "vary":
+            words += [word for one in value for word in (flag, *one)]
         else:
             words.append(flag if value is True else f"{flag}={value}")
     return shlex.join(words)

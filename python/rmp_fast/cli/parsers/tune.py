@@ -34,8 +34,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--noise-std", type=float, default=0.02, metavar="S", help="of the measurement, on [0, 1] (0.02)"
     )
     parser.add_argument(
-        "--noise-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="tune for all these noise levels: every step draws one, uniform in logarithm (--noise-std alone)",
+        "--vary", nargs=3, action="append", metavar=("OPTION", "LOW", "HIGH"),
+        help="tune for a range of noise-std, missing, box, blur-std, motion-length, acceleration, exposure or gamma: "
+        "every step draws it, uniform in logarithm; may be given for several",
     )  # fmt: skip
     parser.add_argument("--start", metavar="NAME", help="smooth (default; not for nonlinear tasks) or zero")
     add_operator(parser)
