@@ -26,6 +26,7 @@ import rmp_fast as rmp
 from rmp_fast import engine
 from rmp_fast.bench import analysis, harness, methods, results
 from rmp_fast.bench.harness import AbsentError, Arm, CheckError, Result
+from rmp_fast.bench.page import _share
 from rmp_fast.bench.problem import Problem, network_rounding
 from rmp_fast.bench.results import COLUMNS, Results, Row
 from rmp_fast.cli import main
@@ -331,7 +332,7 @@ def test_rmp_has_an_arm_for_every_preset_that_holds(prior: Any) -> None:
     arms, _ = methods.arms(given, ["rmp"])
     assert [arm.evaluations for arm in arms] == rmp.presets.budgets("inpaint_box", prior)
     assert {arm.settings for arm in arms} == {"preset"}
-    noisy = dataclasses.replace(given, noise_std=0.5)
+    noisy = dataclasses.replace(given, noise_std=0.6)
     ((only,), _) = methods.arms(noisy, ["rmp"])
     assert (only.evaluations, only.settings) == (methods.EQUAL, "untuned")
 
@@ -427,6 +428,13 @@ def row(method: str, psnr: float, ms: float, **other: Any) -> Row:
         "network_seconds": None, "ssim": None, "psnr_error": None, "warm_up_seconds": None,
     }  # fmt: skip
     return Row(**(values | other))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(0.25, "1/4"), (1 / 11.36, "1/11.4"), (1 / 1068.4, "1/1068"), (1.25, "1/0.8")]
+)
+def test_a_share_of_time_is_readable(ratio: float, text: str) -> None:
+    assert _share(ratio) == text
 
 
 def test_time_to_quality_and_ratios() -> None:

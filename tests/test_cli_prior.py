@@ -120,11 +120,12 @@ def test_other_commands_take_what_was_tuned(command: str, tmp_path: pathlib.Path
         assert [row["evaluations"] for row in written["rows"] if row["method"] == "rmp"] == [2]
 
 
-@pytest.mark.parametrize(("std", "noise", "tuned"), [("2", "0.05", True), ("9", "0.05", False), ("2", "0.2", True)])
-def test_a_preset_is_taken_where_it_helps(std: str, noise: str, tuned: bool, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "noise", "tuned"),
+    [("gaussian_deblur", "0.05", True), ("inpaint_random", "0.1", True), ("inpaint_random", "0.2", False)],
+)
+def test_a_preset_is_taken_where_it_helps(task: str, noise: str, tuned: bool, tmp_path: pathlib.Path) -> None:
     images.write(tmp_path / "grey.png", np.random.default_rng(0).random((1, 16, 16)), 8, "png")
-    options = ["--operator=gaussian_deblur", f"--blur-std={std}", f"--noise-std={noise}", "--simulate", "--no-panel"]
-    assert (
-        main(["reconstruct", str(tmp_path / "grey.png"), *options, f"--out={tmp_path / 'out'}", "--prior=photo"]) == 0
-    )
+    options = [f"--operator={task}", f"--noise-std={noise}", "--simulate", "--no-panel", "--prior=photo"]
+    assert main(["reconstruct", str(tmp_path / "grey.png"), *options, f"--out={tmp_path / 'out'}"]) == 0
     assert ("looks" in json.loads((tmp_path / "out" / "grey.json").read_text())["settings"]) == tuned

@@ -80,13 +80,13 @@ def test_a_users_own_presets_take_the_place_of_the_bundled_ones(tmp_path: pathli
     [
         ("photo", "gaussian_deblur", {}, True),
         ("photo", "gaussian_deblur", {"blur_std": 2.0, "noise_std": 0.05}, True),
-        ("photo", "gaussian_deblur", {"blur_std": 9.0}, False),
-        ("photo", "inpaint_random", {"noise_std": 0.1}, True),
-        ("photo", "inpaint_random", {"noise_std": 0.3}, False),
-        ("photo", "sr4", {"noise_std": 0.3}, True),
-        ("fashion", "inpaint_box", {"noise_std": 0.1}, True),
-        ("fashion", "inpaint_box", {"noise_std": 0.2}, False),
+        ("photo", "gaussian_deblur", {"blur_std": 1.0}, True),
+        ("photo", "inpaint_random", {"noise_std": 0.3}, True),
+        ("photo", "inpaint_box", {"noise_std": 0.3}, True),
+        ("photo", "inpaint_box", {"noise_std": 0.4}, False),
+        ("fashion", "sr4", {"noise_std": 0.2}, True),
         ("fashion", "inpaint_random", {"noise_std": 0.3}, True),
+        ("fashion", "inpaint_random", {"noise_std": 0.6}, False),
     ],
 )
 def test_presets_are_not_taken_where_they_were_found_to_lose(
@@ -98,8 +98,8 @@ def test_presets_are_not_taken_where_they_were_found_to_lose(
 
 
 def test_a_smaller_budget_is_taken_where_its_preset_holds_and_the_larger_does_not() -> None:
-    for blur_std, looks in ((2.0, 20), (1.0, 5)):
-        settings = rmp.presets.for_task("gaussian_deblur", "photo", 20, strength={"blur_std": blur_std})
+    for noise_std, looks in ((0.1, 20), (0.2, 10), (0.3, 5)):
+        settings = rmp.presets.for_task("mri", "fashion", 20, strength={"noise_std": noise_std})
         assert len(settings["looks"]) == looks
 
 

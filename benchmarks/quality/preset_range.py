@@ -111,7 +111,7 @@ def main() -> None:
         if arguments.tasks and each.task not in arguments.tasks:
             continue
         at = [(strength, tuned_noise) for strength in each.strengths]
-        at += [(each.strengths[0], noise) for noise in (0.005, 0.02, 0.1, 0.2, 0.3)]
+        at += [(each.strengths[0], noise) for noise in (0.005, 0.02, 0.1, 0.2, 0.3, 0.5)]
         for strength, noise in at:
             untuned, more = gain(each.task, each.make(strength), noise)
             label = f"{strength:g} {each.unit}"

@@ -200,6 +200,12 @@ def _pareto(results: Results, command: str) -> str:
     return _section("Time against quality", "How long each method takes for how good an image.", content)
 
 
+def _share(ratio: float) -> str:
+    """A share as one over three digits, or over as many as the whole number has."""
+    times = 1 / ratio
+    return f"1/{times:.0f}" if times >= 100 else f"1/{times:.3g}"
+
+
 def _time_to_quality(rows: Sequence[Row]) -> str:
     lines = []
     for r in analysis.time_to_quality(rows):
@@ -209,7 +215,7 @@ def _time_to_quality(rows: Sequence[Row]) -> str:
         else:
             mine = f"{_e(r.ours.label)}: {r.ours.psnr:.2f} dB, {time_text(r.ours.ms_per_image)}"
             mark = "met" if r.ratio <= r.wanted else "unmet"
-            verdict = f"<span class={mark}>1/{1 / r.ratio:.3g}</span> (aim 1/{1 / r.wanted:.0f})"
+            verdict = f"<span class={mark}>{_share(r.ratio)}</span> (aim {_share(r.wanted)})"
         theirs = f"{_e(r.peer.label)}: {r.peer.psnr:.2f} dB, {time_text(r.peer.ms_per_image)}"
         lines.append((_e(r.task), _e(r.what), theirs, mine, verdict))
     columns = ("task", "as good as", "theirs, per image", "RMP, soonest", "share of their time")
