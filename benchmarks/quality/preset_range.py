@@ -1,9 +1,9 @@
 """How far presets carry: ``python benchmarks/quality/preset_range.py``.
 
-Presets were tuned for one strength of each degradation and one noise level. This restores images with others, by the
-preset and by the untuned chain of as many evaluations, and prints the mean PSNR of both: three photographs for the
-``photo`` prior (grey ones for MRI), Fashion-MNIST test images from number 5000 on for ``fashion``. Presets are taken
-whatever their ``holds_for`` says, and the places where they lose are listed at the end.
+Presets were tuned for a range of noise and for one strength of each degradation, or a few. This restores images with
+others, by the preset and by the untuned chain of as many evaluations, and prints the mean PSNR of both: three
+photographs for the ``photo`` prior (grey ones for MRI), Fashion-MNIST test images from number 5000 on for ``fashion``.
+Presets are taken whatever their ``holds_for`` says, and the places where they lose are listed at the end.
 """
 
 from __future__ import annotations

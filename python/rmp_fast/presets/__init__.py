@@ -2,7 +2,7 @@
 
 The tables, one JSON file per prior, were made by ``rmp-fast tune``; each names the command and the images it was tuned
 on, and what it gained on others; ``holds_for`` was added by hand where ``benchmarks/quality/preset_range.py`` found a
-limit. :func:`read` takes the file that it wrote for a prior of your own.
+limit, or had tried nothing beyond. :func:`read` takes the file that it wrote for a prior of your own.
 """
 
 from __future__ import annotations
