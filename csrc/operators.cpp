@@ -34,10 +34,28 @@ void check_axes(const TensorView& view, std::size_t least, const char* axes) {
                         shape_text(view.shape()));
 }
 
+// Where all of these tensors lie, which must be the CPU.
+Target processor_of(std::initializer_list<const TensorView*> views, const PathName& path) {
+  const Target on = target_of(views, path, 0);
+  if (on.run->cosine_fold) return on;
+  const TensorView& first = **views.begin();
+  throw py::value_error("`" + std::string(first.name()) + "` must be on device cpu, got " + first.device().text());
+}
+
 TensorView float_view(const py::object& tensor, const char* name) {
   TensorView view(tensor, name);
   view.with_dtype(DType::float32);
   return view;
+}
+
+struct Planes {
+  std::int64_t count, height, width;
+};
+
+Planes planes_of(const TensorView& images) {
+  check_axes(images, 2, "(..., H, W)");
+  const std::int64_t height = images.shape().end()[-2], width = images.shape().end()[-1];
+  return {images.numel() ? images.numel() / (height * width) : 0, height, width};
 }
 
 // The tensor between the two passes of a blur on a CUDA device.
@@ -131,7 +149,7 @@ void separable_blur(const py::object& x, const py::object& taps_v, const py::obj
   const TensorView source = float_view(x, "x"), vertical = float_view(taps_v, "taps_v"),
                    horizontal = float_view(taps_h, "taps_h");
   TensorView target = float_view(out, "out");
-  check_axes(source, 2, "(..., H, W)");
+  const Planes planes = planes_of(source);
   target.with_shape(source.shape(), "(..., H, W)");
   for (const TensorView* taps : {&vertical, &horizontal}) {
     if (taps->shape().size() != 1 || taps->numel() % 2 == 0) {
@@ -140,9 +158,9 @@ void separable_blur(const py::object& x, const py::object& taps_v, const py::obj
     }
   }
   BlurParams params{};
-  params.height = source.shape().end()[-2];
-  params.width = source.shape().end()[-1];
-  params.planes = source.numel() ? source.numel() / (params.height * params.width) : 0;
+  params.planes = planes.count;
+  params.height = planes.height;
+  params.width = planes.width;
   params.taps_vertical = vertical.data<float>();
   params.taps_horizontal = horizontal.data<float>();
   params.radius_vertical = vertical.numel() / 2;
@@ -194,6 +212,39 @@ void spectral(const py::object& c, const py::object& energy, const py::object& d
          SpectralParams{items, size, coefficients.dtype() == DType::complex64, update, coefficients.data<float>(),
                         squares.data<float>(), energies == 1 ? 0 : size, measured.data<float>(), ratio.data<float>(),
                         target.data<float>(), on.threads, on.queue});
+}
+
+void cosine_fold(const py::object& x, const py::object& out, bool inverse, const PathName& path) {
+  const TensorView source = float_view(x, "x");
+  TensorView target = float_view(out, "out");
+  const Planes planes = planes_of(source);
+  target.with_shape(source.shape(), "(..., H, W)");
+  if (source.numel() && source.data<float>() == target.data<float>()) {
+    throw py::value_error("`out` must be another tensor than `x`");
+  }
+  const Target on = processor_of({&source, &target}, path);
+  launch(on.run->cosine_fold, CosineFoldParams{planes.count, planes.height, planes.width, inverse, source.data<float>(),
+                                               target.data<float>(), on.threads});
+}
+
+void cosine_turn(const py::object& spectrum, const py::object& coefficients, const py::object& turns_v,
+                 const py::object& turns_h, bool inverse, const PathName& path) {
+  const TensorView values = float_view(coefficients, "coefficients");
+  const Planes planes = planes_of(values);
+  Shape half = values.shape();
+  half.back() = planes.width / 2 + 1;
+  const auto complex_view = [](const py::object& tensor, const char* name, const Shape& shape, const char* axes) {
+    TensorView view(tensor, name);
+    view.with_dtype(DType::complex64).with_shape(shape, axes);
+    return view;
+  };
+  const TensorView folded = complex_view(spectrum, "spectrum", half, "(..., H, W // 2 + 1)");
+  const TensorView vertical = complex_view(turns_v, "turns_v", {planes.height / 2 + 1}, "(H // 2 + 1,)");
+  const TensorView horizontal = complex_view(turns_h, "turns_h", {planes.width / 2 + 1}, "(W // 2 + 1,)");
+  const Target on = processor_of({&values, &folded, &vertical, &horizontal}, path);
+  launch(on.run->cosine_turn,
+         CosineTurnParams{planes.count, planes.height, planes.width, inverse, vertical.data<float>(),
+                          horizontal.data<float>(), folded.data<float>(), values.data<float>(), on.threads});
 }
 
 void normals(const py::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const py::object& out,

@@ -3,8 +3,14 @@
 namespace rmp {
 namespace RMP_PATH {
 
-const Launchers launchers = {natural_step,   perturb,  mask,    block_average, block_average_adjoint,
-                             separable_blur, spectral, normals, philox};
+const Launchers launchers = {natural_step,   perturb,     mask,    block_average, block_average_adjoint,
+                             separable_blur, spectral,    normals,
+#if defined(RMP_LANES)  // of a CPU
+                             cosine_fold,    cosine_turn,
+#else
+                             nullptr,        nullptr,
+#endif
+                             philox};
 
 }  // namespace RMP_PATH
 }  // namespace rmp

@@ -14,6 +14,9 @@ struct Launchers {
   void (*separable_blur)(const BlurParams&);
   void (*spectral)(const SpectralParams&);
   void (*normals)(const NormalsParams&);
+  // Null on a GPU, where matrices transform as fast.
+  void (*cosine_fold)(const CosineFoldParams&);
+  void (*cosine_turn)(const CosineTurnParams&);
   // Philox4x32-10 of one counter, in place: the words that `normals` is made of.
   void (*philox)(std::uint32_t counter[4], const std::uint32_t key[2]);
 };
@@ -28,6 +31,8 @@ void block_average_adjoint(const BlockAverageParams&);
 void separable_blur(const BlurParams&);
 void spectral(const SpectralParams&);
 void normals(const NormalsParams&);
+void cosine_fold(const CosineFoldParams&);
+void cosine_turn(const CosineTurnParams&);
 void philox(std::uint32_t counter[4], const std::uint32_t key[2]);
 extern const Launchers launchers;
 }  // namespace RMP_PATH

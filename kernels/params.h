@@ -145,6 +145,26 @@ struct SpectralParams {
   Queue queue;
 };
 
+// Samples of an image in the order that a cosine transform hands to the FFT, or back.
+struct CosineFoldParams {
+  std::int64_t planes, height, width;
+  bool inverse;
+  const float* x;  // (planes, height, width)
+  float* out;      // (planes, height, width), not x
+  int threads;
+};
+
+// Between that spectrum and the coefficients of the cosine transform.
+struct CosineTurnParams {
+  std::int64_t planes, height, width;
+  bool inverse;                   // from the coefficients to the spectrum
+  const float* turns_vertical;    // (height / 2 + 1) complex numbers as pairs
+  const float* turns_horizontal;  // (width / 2 + 1)
+  float* spectrum;                // (planes, height, width / 2 + 1), likewise
+  float* coefficients;            // (planes, height, width)
+  int threads;
+};
+
 struct NormalsParams {
   std::int64_t items, size;
   const std::int64_t* seeds;  // (items)

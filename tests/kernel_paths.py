@@ -25,6 +25,8 @@ __all__ = ["CPU_PATHS", "PATHS", "kernels", "needs_triton", "poisoned", "simulat
 
 _NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
 
+_COMPILED = ("philox", "cosine_fold", "cosine_turn")  # not in Triton
+
 
 def _simulation() -> Any:
     module = os.environ.get("RMP_FAST_SIMULATED")
@@ -63,7 +65,7 @@ def kernels(path: str) -> SimpleNamespace:
         return SimpleNamespace(**functions, NaturalStep=lambda antithetic=False, **buffers: TritonStep(**buffers))
     module = (simulated or _gpu) if path == "cuda" else _core
     return SimpleNamespace(
-        **{name: functools.partial(getattr(module, name), path=path) for name in (*_NAMES, "philox")}
+        **{name: functools.partial(getattr(module, name), path=path) for name in (*_NAMES, *_COMPILED)}
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rmp_fast import operators, presets
-from rmp_fast.bench import chains, cost, observe
+from rmp_fast.bench import chains, cost, observe, roofline
 from rmp_fast.bench.devices import DEVICES, Device
 from rmp_fast.cli import degrade
 from rmp_fast.cli.tasks import OPTIONS, resolve
@@ -93,6 +93,13 @@ def test_operators() -> None:
     assert cost.call("spectral", (c, energy, c, None, c, True)).fresh_bytes == 0
     real = cost.call("spectral", (c.real, torch.empty(4, 40), c.real, None, out, False))
     assert (real.bytes, real.fresh_bytes) == (4 * 40 * 16, 40 * 4)
+    fold = cost.call("cosine_fold", (x, x, False))
+    assert (fold.bytes, fold.operations["floating"]) == (n * 8, 0)
+    half = torch.empty(4, 3, 8, 5, dtype=torch.complex64)
+    for inverse, fresh in ((False, n * 4), (True, 4 * 3 * 40 * 8)):
+        turn = cost.call("cosine_turn", (half, x, None, None, inverse))
+        assert turn.bytes == n * 4 + 4 * 3 * 40 * 8
+        assert turn.images * turn.fresh_bytes == fresh
     normals = cost.call("normals", (torch.empty(4), 0, 0, x))
     assert (normals.bytes, normals.normals) == (n * 4, n)
 
@@ -124,6 +131,15 @@ def processor(bandwidth: float, fused: float, normal: float) -> Device:
 
 
 # --- What is observed -----------------------------------------------------------------------------------------------
+
+
+def test_cards_are_not_asked_for_what_a_processor_alone_does() -> None:
+    found = chains.observed("gaussian_deblur", 128)
+    assert [work.kernel for work in found.look] == [
+        "cosine_fold", "cosine_turn", "spectral", "cosine_turn", "cosine_fold", "natural_step",
+    ]  # fmt: skip
+    kernels = roofline.predict("h100", ["gaussian_deblur"], [1], 128)["tasks"][0]["kernels"]
+    assert kernels == ["spectral, real", "natural_step, noise"]
 
 
 @pytest.mark.parametrize("task", presets.TASKS)

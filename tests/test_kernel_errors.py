@@ -109,6 +109,7 @@ def test_call_errors() -> None:
 X = torch.zeros(2, 3, 8, 6)
 C = X.to(torch.complex64)
 TAPS = torch.ones(3)
+TURNS = [torch.ones(n // 2 + 1, dtype=torch.complex64) for n in X.shape[2:]]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,27 @@ def test_calls_of_the_triton_step() -> None:
         step(0, torch.zeros(2, 3, 8, 5), 1)
     with pytest.raises(ValueError, match="`curvature` must have shape"):
         _step("triton", curvature=torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _core.cosine_fold(X, X, False), ValueError, "`out` must be another tensor than `x`"),
+        (lambda: _core.cosine_fold(X, TAPS, False), ValueError,
+         "`out` must have shape (..., H, W) = (2, 3, 8, 6), got (3,)"),
+        (lambda: _core.cosine_fold(TAPS, TAPS, False), ValueError, "`x` must have shape (..., H, W), got (3,)"),
+        (lambda: _core.cosine_turn(C, X, TURNS[0], TURNS[1], False), ValueError,
+         "`spectrum` must have shape (..., H, W // 2 + 1) = (2, 3, 8, 4), got (2, 3, 8, 6)"),
+        (lambda: _core.cosine_turn(X[..., :4].contiguous(), X, TURNS[0], TURNS[1], False), TypeError,
+         "`spectrum` must be torch.complex64, got torch.float32"),
+        (lambda: _core.cosine_turn(C[..., :4].contiguous(), X, TURNS[1], TURNS[1], True), ValueError,
+         "`turns_v` must have shape (H // 2 + 1,) = (5,), got (4,)"),
+    ],
+)  # fmt: skip
+def test_cosine_transform_errors(call: Callable[[], None], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    assert message in str(raised.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import oracle
 import pytest
+import scipy.fft
 import torch
 from kernel_paths import CPU_PATHS, PATHS, kernels, poisoned
 from step_problem import CORRECTIONS, MODES, STEP_BOUND, Problem, assert_close
 from torch import Tensor
 
 from rmp_fast import reference
+from rmp_fast.operators.fourier import rfft2
 
 T = TypeVar("T")
 
@@ -335,6 +337,37 @@ def test_adjoint_of_separable_blur(cpu_path: str, shape: tuple[int, ...], bounda
     # Either result carries the roundings of up to 151 products, most of them of one sample where the image is small.
     scale = blurred.double().norm() * y.double().norm() + x.double().norm() * spread.double().norm()
     assert abs(left - right) <= 1e-6 * scale
+
+
+def _cosine_turns(n: int) -> Tensor:
+    k = torch.arange(n // 2 + 1, dtype=torch.float64)
+    return torch.where(k == 0, 1, 2**0.5) * torch.exp(-1j * torch.pi * k / (2 * n))
+
+
+@pytest.mark.parametrize("shape", [*IMAGE_SHAPES, (1, 2, 31, 36), (1, 1, 1, 300)], ids=str)
+def test_cosine_transform(cpu_path: str, shape: tuple[int, ...]) -> None:
+    if cpu_path == "cuda":
+        pytest.skip("matrices transform there")
+    on, x = kernels(cpu_path), torch.randn(shape)
+    rows, columns = ([*range(0, n, 2), *reversed(range(1, n, 2))] for n in shape[2:])
+    folded, back = poisoned(shape), poisoned(shape)
+    on.cosine_fold(x, folded, False)
+    on.cosine_fold(folded, back, True)
+    assert torch.equal(folded, x[..., rows, :][..., columns])
+    assert torch.equal(back, x)
+
+    vertical, horizontal = (_cosine_turns(n) for n in shape[2:])
+    spectrum = rfft2(folded.double(), "ortho")
+    coefficients = poisoned(shape)
+    turns = [t.to(torch.complex64) for t in (vertical / 2, horizontal)]
+    on.cosine_turn(spectrum.to(torch.complex64), coefficients, *turns, False)
+    expected = torch.from_numpy(scipy.fft.dctn(x.double().numpy(), axes=(2, 3), norm="ortho")) if x.numel() else x
+    # Some ten roundings, of the spectrum and the turns too, of numbers that grow with those of the spectrum.
+    assert_close(coefficients, expected, 2e-6)
+    returned = poisoned(spectrum.shape, torch.complex64)
+    turns = [t.to(torch.complex64) for t in (1 / vertical, 1 / horizontal)]
+    on.cosine_turn(returned, coefficients, *turns, True)
+    assert_close(returned, spectrum, 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])

@@ -91,6 +91,7 @@ def rows(samples: int) -> list[Row]:
         Row("pigdm-100", "pigdm", 100),
         Row("pigdm-100 score", "pigdm", 100, {"weight": "score"}),
         Row("pigdm-100 tuned", "pigdm", 100, tuned=True),
+        *(Row(f"{method}-100", method, 100) for method in ("reddiff", "daps", "dps")),
         Row("reddiff-1000", "reddiff", 1000),
         Row("reddiff-1000 tuned", "reddiff", 1000, tuned=True),
         Row("daps-1000", "daps", 1000),

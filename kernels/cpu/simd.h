@@ -262,30 +262,57 @@ RMP_INLINE Float load_quarters(const float* p, std::int64_t stride) {
 #define RMP_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define RMP_TWICE_LOW 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7
 #define RMP_TWICE_HIGH 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15
+#define RMP_ALTERNATING_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define RMP_ALTERNATING_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define RMP_BACKWARDS 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0
 #elif RMP_LANES == 8
 #define RMP_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define RMP_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define RMP_TWICE_LOW 0, 0, 1, 1, 2, 2, 3, 3
 #define RMP_TWICE_HIGH 4, 4, 5, 5, 6, 6, 7, 7
+#define RMP_ALTERNATING_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define RMP_ALTERNATING_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define RMP_BACKWARDS 7, 6, 5, 4, 3, 2, 1, 0
 #else
 #define RMP_EVEN 0, 2, 4, 6
 #define RMP_ODD 1, 3, 5, 7
 #define RMP_TWICE_LOW 0, 0, 1, 1
 #define RMP_TWICE_HIGH 2, 2, 3, 3
+#define RMP_ALTERNATING_LOW 0, 4, 1, 5
+#define RMP_ALTERNATING_HIGH 2, 6, 3, 7
+#define RMP_BACKWARDS 3, 2, 1, 0
 #endif
 
-// Sums of neighbours of the 2 * lanes numbers in a, b.
-RMP_INLINE Float neighbour_sums(Float a, Float b) {
-  return __builtin_shufflevector(a, b, RMP_EVEN) + __builtin_shufflevector(a, b, RMP_ODD);
+// The even and the odd numbers of the 2 * lanes in a, b.
+RMP_INLINE Float evens(Float a, Float b) { return __builtin_shufflevector(a, b, RMP_EVEN); }
+RMP_INLINE Float odds(Float a, Float b) { return __builtin_shufflevector(a, b, RMP_ODD); }
+// The other way round: the first and the last of the 2 * lanes numbers that take turns.
+RMP_INLINE Float alternating_low(Float even, Float odd) {
+  return __builtin_shufflevector(even, odd, RMP_ALTERNATING_LOW);
 }
+RMP_INLINE Float alternating_high(Float even, Float odd) {
+  return __builtin_shufflevector(even, odd, RMP_ALTERNATING_HIGH);
+}
+// Sums of neighbours of the 2 * lanes numbers in a, b.
+RMP_INLINE Float neighbour_sums(Float a, Float b) { return evens(a, b) + odds(a, b); }
 // Every number twice: once for the real and once for the imaginary part.
 RMP_INLINE Float twice_low(Float v) { return __builtin_shufflevector(v, v, RMP_TWICE_LOW); }
 RMP_INLINE Float twice_high(Float v) { return __builtin_shufflevector(v, v, RMP_TWICE_HIGH); }
+
+RMP_INLINE Float backwards(Float v) { return __builtin_shufflevector(v, v, RMP_BACKWARDS); }
+// Numbers at p, p - 1, ..., in this order; of a part the first alone.
+RMP_INLINE Float load_backwards(const float* p, Whole = {}) { return backwards(load(p - kLanes + 1)); }
+RMP_INLINE Float load_backwards(const float* p, Part) { return load(p, Part{1}); }
+RMP_INLINE void store_backwards(float* p, Float v, Whole = {}) { store(p - kLanes + 1, backwards(v)); }
+RMP_INLINE void store_backwards(float* p, Float v, Part) { store(p, v, Part{1}); }
 
 #undef RMP_EVEN
 #undef RMP_ODD
 #undef RMP_TWICE_LOW
 #undef RMP_TWICE_HIGH
+#undef RMP_ALTERNATING_LOW
+#undef RMP_ALTERNATING_HIGH
+#undef RMP_BACKWARDS
 
 }  // namespace
 }  // namespace RMP_PATH

@@ -116,6 +116,19 @@ def spectral(
     c, data, out (B, ...) float32 or complex64, `out` may be `c`; energy (1 or B, ...); noise_ratio (B,).
     """
 
+def cosine_fold(x: Tensor, out: Tensor, inverse: bool, *, path: str | None = None) -> None:
+    """Samples of both axes reordered to 0, 2, 4, ..., 5, 3, 1, or back; x, out (..., H, W) float32 on the CPU."""
+
+def cosine_turn(
+    spectrum: Tensor, coefficients: Tensor, turns_v: Tensor, turns_h: Tensor, inverse: bool, *, path: str | None = None
+) -> None:
+    """Write the coefficients (..., H, W) of the cosine transform whose folded samples have this half spectrum, or the
+    spectrum (..., H, W // 2 + 1) of these coefficients, on the CPU.
+
+    turns (n // 2 + 1,) complex64 of an axis of n: c exp(-i pi k / (2 n)) with c = 1 for k = 0, else sqrt(2), divided by
+    2 for the rows; inversely 1 / c exp(i pi k / (2 n)). The spectrum is that of an orthonormal FFT.
+    """
+
 def normals(
     seeds: Tensor, evaluation: int, stream: int, out: Tensor, *, path: str | None = None, cuda_stream: int = 0
 ) -> None:

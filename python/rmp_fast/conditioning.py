@@ -47,8 +47,6 @@ class Conditioning:
         self.data = self._prepared(torch.zeros(measurement_shape, dtype=dtype, device=device))
         images = (copies * shape[0], *shape[1:])
         self.gradient = torch.zeros(images, dtype=dtype, device=device) if guidance in GRADIENTS else None
-        in_place = guidance == "gaussian" and isinstance(self.form, Spectral) and self.form.in_place is not None
-        self._transformed = torch.zeros(images, dtype=dtype, device=device) if in_place else None
         self._ratios = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self._weights = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self.solve_residual = torch.zeros(shape[0], dtype=dtype, device=device)
@@ -72,7 +70,7 @@ class Conditioning:
     @property
     def buffers(self) -> list[Tensor]:
         """What executions write to, of the size of measurements or images."""
-        return [buffer for buffer in (self.data, self.gradient, self._transformed) if buffer is not None]
+        return [buffer for buffer in (self.data, self.gradient) if buffer is not None]
 
     @property
     def differentiates(self) -> bool:
@@ -179,17 +177,13 @@ class Conditioning:
             self.gradient.mul_(trusted.clamp(max=1).reshape(-1, *[1] * (self.gradient.ndim - 1)))
 
     def _spectral(self, form: Spectral, denoised: Tensor, look: int) -> Tensor:
-        analysis, synthesis, given = form.analysis, form.synthesis, denoised
-        if form.in_place is not None and self._transformed is not None:
-            analysis, synthesis = form.in_place
-            given = self._transformed.copy_(denoised)
-        coefficients = analysis(given)
+        coefficients = form.analysis(denoised)
         update = not form.complete
         ops.spectral(
             coefficients, form.energy, self.data, self._ratios[look], update=update, out=coefficients,
             backend=self._backend,
         )  # fmt: skip
-        image = synthesis(coefficients)
+        image = form.synthesis(coefficients)
         return denoised + image if update else image
 
     def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:

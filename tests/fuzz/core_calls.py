@@ -137,6 +137,19 @@ def _spectral(arena: Arena) -> None:
     _core.spectral(c, squares, data, ratio, arena.tensor(dtype, shape), update, **_options(arena))
 
 
+def _cosine(arena: Arena) -> None:
+    shape = arena.shape()
+    x, inverse = arena.tensor(torch.float32, shape), bool(arena.choices.integer(0, 1))
+    if arena.choices.integer(0, 1):
+        out = x if arena.choices.integer(0, 4) == 0 else arena.tensor(torch.float32, shape)
+        _core.cosine_fold(x, out, inverse, path=pick(arena.choices, _PATHS))
+        return
+    height, width = shape[-2:] if len(shape) >= 2 else (1, 1)
+    spectrum = arena.tensor(torch.complex64, (*shape[:-1], width // 2 + 1))
+    turns = [arena.tensor(torch.complex64, (n // 2 + 1,)) for n in (height, width)]
+    _core.cosine_turn(spectrum, x, *turns, inverse, path=pick(arena.choices, _PATHS))
+
+
 def _normals(arena: Arena) -> None:
     shape = arena.shape()
     seeds = arena.tensor(torch.int64, shape[:1])
@@ -196,6 +209,6 @@ def _status(_: Arena) -> None:
 
 
 _CALLS = {
-    "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "normals": _normals,
-    "philox": _philox, "NaturalStep": _step, "status": _status,
+    "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "cosine": _cosine,
+    "normals": _normals, "philox": _philox, "NaturalStep": _step, "status": _status,
 }  # fmt: skip

@@ -13,11 +13,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["KINDS", "Work", "call", "natural_step", "perturb"]
+__all__ = ["KINDS", "PROCESSOR_KERNELS", "Work", "call", "natural_step", "perturb"]
 
 #: Kinds of instructions: floating point (a fused multiply-add is one), integer and logic, and the slow ones (roots,
 #: divisions, conversions).
 KINDS = ("floating", "integer", "special")
+
+#: Those that run on a CPU alone: a card transforms by matrices.
+PROCESSOR_KERNELS = ("cosine_fold", "cosine_turn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +159,8 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
     """The work of a call of one of the operators' kernels.
 
     Args:
-        kernel: ``"mask"``, ``"block_average"``, ``"block_average_adjoint"``, ``"separable_blur"``, ``"spectral"`` or
-            ``"normals"``.
+        kernel: ``"mask"``, ``"block_average"``, ``"block_average_adjoint"``, ``"separable_blur"``, ``"spectral"``,
+            ``"cosine_fold"``, ``"cosine_turn"`` or ``"normals"``.
         arguments: the positional ones, as ``rmp_fast._core`` takes them.
     """
     if kernel == "mask":
@@ -187,6 +190,18 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
         made = _work(kernel, c[0].numel(), [kind], once).of(c.shape[0])
         overwrites = out.data_ptr() == c.data_ptr()
         return dataclasses.replace(made, options=(kind,), fresh_bytes=0.0 if overwrites else made.fresh_bytes)
+    if kernel == "cosine_fold":
+        x, _, inverse = arguments
+        made = _work(kernel, x[0].numel(), ["always"]).of(x.shape[0])
+        return dataclasses.replace(made, options=("inverse",) * inverse)
+    if kernel == "cosine_turn":
+        spectrum, coefficients, _, _, inverse = arguments
+        made = _work(kernel, coefficients[0].numel(), ["always"]).of(coefficients.shape[0])
+        each = spectrum[0].numel() * spectrum.element_size()
+        fresh = each if inverse else made.fresh_bytes
+        return dataclasses.replace(
+            made, options=("inverse",) * inverse, image_bytes=made.image_bytes + each, fresh_bytes=fresh
+        )
     seeds, _, _, out = arguments
     return _work("normals", out.numel() // seeds.numel(), ["always"]).of(seeds.numel())
 

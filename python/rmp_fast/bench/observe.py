@@ -21,7 +21,10 @@ __all__ = ["LibraryCalls", "copies", "kernel_calls"]
 
 Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
-_KERNELS = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals")
+_KERNELS = (
+    "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "cosine_fold", "cosine_turn",
+    "normals",
+)  # fmt: skip
 
 
 class _Module:

@@ -58,7 +58,7 @@ def predict(
         RuntimeError: without the compiled extension.
     """
     card = DEVICES[check_choice("device", device, DEVICES)]
-    chains = _chains(tasks, images, side)
+    chains = [_on_card(found) for found in _chains(tasks, images, side)]
     kernels = [*_of_looks(chains), cost.natural_step(3 * side * side, perturbed=False)]
     kernels += [cost.call(kernel, arguments) for kernel, arguments in calls((1, 3, side, side))]
     return {
@@ -78,6 +78,13 @@ def _chains(tasks: Iterable[str], images: Sequence[int], side: int) -> list[Chai
     if not names or not images:
         raise ValueError("`tasks` and `images` must name at least one each")
     return [observed(task, side) for task in names]
+
+
+def _on_card(found: Chain) -> Chain:
+    """What was observed on the CPU, without the kernels that a card does not need."""
+    return dataclasses.replace(
+        found, look=tuple(work for work in found.look if work.kernel not in cost.PROCESSOR_KERNELS)
+    )
 
 
 def _of_looks(chains: Sequence[Chain]) -> list[Work]:

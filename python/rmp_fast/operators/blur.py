@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_choice, check_finite, check_positive, shape_text
-from . import cosine
 from .base import LinearOperator, Shape, check_image_shape, owned
+from .cosine import CosineTransform, is_fast
 from .data import derived
 from .forms import Form, Spectral
 from .fourier import irfft2, rfft2
@@ -51,22 +51,21 @@ class GaussianBlur(Separable):
         return check_image_shape("measurement_shape", measurement_shape)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
-        """Spectral; by :mod:`.cosine` where that serves the boundary and is faster than matrices, on processors."""
+        """Spectral; by :class:`CosineTransform` where that serves the boundary and beats matrices, on processors."""
         _, channels, height, width = self.measurement_shape(image_shape)
         known = self.boundary in ("reflect", "circular")
         laplacian = _laplacian(height, width, self.boundary).to(device, dtype) if known else None
-        if self.boundary != "reflect" or device.type != "cpu" or not cosine.is_fast(height, width):
+        if self.boundary != "reflect" or device.type != "cpu" or not is_fast(height, width):
             form = super().form(image_shape, device, dtype)
             assert isinstance(form, Spectral)
             return dataclasses.replace(form, laplacian=laplacian)
-        s = self._cosine_values(height, width, dtype)
+        s, transform = self._cosine_values(height, width, dtype), CosineTransform(height, width, device, dtype)
 
         def project(y: Tensor) -> Tensor:
-            return s * cosine.analysis(y)
+            return s * transform.analysis(y)
 
         energy = s.square().expand(1, channels, height, width).contiguous()
-        in_place = cosine.analysis_in_place, cosine.synthesis_in_place
-        return Spectral(cosine.analysis, cosine.synthesis, project, energy, True, laplacian, in_place)
+        return Spectral(transform.analysis, transform.synthesis, project, energy, True, laplacian)
 
     @derived
     def _cosine_values(self, height: int, width: int, dtype: torch.dtype) -> Tensor:

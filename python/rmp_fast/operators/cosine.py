@@ -3,64 +3,108 @@ r"""The cosine transform of images: what diagonalises a symmetric blur whose bou
 .. math:: c_{kl} = a_k a_l \sum_{ij} x_{ij} \cos\frac{\pi k (2 i + 1)}{2 H} \cos\frac{\pi l (2 j + 1)}{2 W},
           \qquad a_0 = \sqrt{1/n}, \quad a_k = \sqrt{2/n}
 
-orthonormal, by scipy's FFT, which is for processors alone.
+orthonormal, by torch's FFT of as many samples (Makhoul, "A fast cosine transform in one and two dimensions", IEEE
+Trans. ASSP 28, 1980).
 """
 
 from __future__ import annotations
 
-import scipy.fft
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .function import linear_map
+from .. import ops
+from .fourier import irfft2, rfft2
 
-__all__ = ["analysis", "analysis_in_place", "is_fast", "synthesis", "synthesis_in_place"]
+__all__ = ["CosineTransform", "is_fast"]
 
 _SMALLEST = 128  # pixels of a side, below which a matrix product is faster on two threads
 _PRIMES = (2, 3, 5, 7, 11)  # of which a side must be made, because the FFT is slow for others
-# Numbers that make a thread of scipy's worth waking: it starts beside those of OpenMP, which still wait for torch.
-_PER_THREAD = 2**19
 
 
 def is_fast(height: int, width: int) -> bool:
-    """Whether the FFT transforms images of that size faster than matrices do."""
+    """Whether the FFT transforms images of that size on a CPU faster than matrices do."""
     return all(n >= _SMALLEST and _rest(n) == 1 for n in (height, width))
 
 
-def analysis(x: Tensor) -> Tensor:
-    """Coefficients (..., H, W) of images (..., H, W) in main memory, float32 or float64.
+class CosineTransform:
+    """The transform of images (..., ``height``, ``width``), float32 or float64 as ``dtype`` says, on one device.
 
-    Autograd follows it any number of times; torch.func, fake tensors and torch.export do not.
+    Autograd follows it; on a CPU it takes the compiled kernels for what lies before and after the FFT.
     """
-    return linear_map(x, _forward, _backward)
+
+    def __init__(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._size = height, width
+        with torch.inference_mode(False):
+            self._axes = [_Axis(n, device, dtype) for n in self._size]
+        vertical, horizontal = (axis.turns for axis in self._axes)
+        self._turns = 0.5 * vertical, horizontal
+        self._turns_back = vertical.conj() / vertical.abs().square(), horizontal.conj() / horizontal.abs().square()
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """Coefficients (..., H, W) of images (..., H, W)."""
+        kernels = _kernels(x)
+        if kernels is None:
+            vertical, horizontal = self._axes
+            return vertical.analysis(horizontal.analysis(x).mT).mT.contiguous()
+        given = x.detach().contiguous()
+        folded = torch.empty_like(given)
+        kernels.cosine_fold(given, folded, False)
+        spectrum = rfft2(folded, "ortho").contiguous()
+        kernels.cosine_turn(spectrum, folded, *self._turns, False)
+        return folded
+
+    def synthesis(self, c: Tensor) -> Tensor:
+        """The images (..., H, W) whose coefficients are ``c``: the inverse and adjoint of :meth:`analysis`."""
+        kernels = _kernels(c)
+        if kernels is None:
+            vertical, horizontal = self._axes
+            return horizontal.synthesis(vertical.synthesis(c.mT).mT).contiguous()
+        height, width = self._size
+        spectrum = c.new_empty((*c.shape[:-1], width // 2 + 1), dtype=torch.complex64)
+        kernels.cosine_turn(spectrum, c.detach().contiguous(), *self._turns_back, True)
+        folded = irfft2(spectrum, (height, width), "ortho").contiguous()
+        image = torch.empty_like(folded)
+        kernels.cosine_fold(folded, image, True)
+        return image
 
 
-def synthesis(c: Tensor) -> Tensor:
-    """The images whose coefficients are ``c``: the inverse and adjoint of :func:`analysis`."""
-    return linear_map(c, _backward, _forward)
+class _Axis:
+    """The transform along the last axis, of n samples, in plain torch.
+
+    The samples are folded to v = (x0 x2 x4 ... x5 x3 x1); with V its spectrum and z = turns V, coefficient k is Re z_k,
+    coefficient n - k is -Im z_k.
+    """
+
+    def __init__(self, n: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.n = n
+        self._folded = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)]).to(device)
+        self._unfolded = self._folded.argsort()
+        phase = torch.arange(n // 2 + 1, dtype=torch.float64) * (-math.pi / (2 * n))
+        lengths = torch.full_like(phase, math.sqrt(2))
+        lengths[0] = 1
+        self.turns = torch.polar(lengths, phase).to(device=device, dtype=dtype.to_complex())
+
+    def analysis(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return x.clone()
+        z = self.turns * torch.fft.rfft(x[..., self._folded], norm="ortho")
+        return torch.cat([z.real, -z.imag[..., 1 : (self.n + 1) // 2].flip(-1)], -1)
+
+    def synthesis(self, c: Tensor) -> Tensor:
+        if c.numel() == 0:
+            return c.clone()
+        half = self.n // 2
+        opposite = torch.cat([torch.zeros_like(c[..., :1]), c[..., self.n - half :].flip(-1)], -1)
+        folded = torch.fft.irfft(torch.complex(c[..., : half + 1], -opposite) / self.turns, self.n, norm="ortho")
+        image: Tensor = folded[..., self._unfolded]
+        return image
 
 
-def analysis_in_place(x: Tensor) -> Tensor:
-    """As :func:`analysis`, in the memory of contiguous images that are not needed any more."""
-    return _forward(x, overwrite=True)
-
-
-def synthesis_in_place(c: Tensor) -> Tensor:
-    """As :func:`synthesis`, in the memory of contiguous coefficients that are not needed any more."""
-    return _backward(c, overwrite=True)
-
-
-def _forward(x: Tensor, overwrite: bool = False) -> Tensor:
-    return x.clone() if x.numel() == 0 else torch.from_numpy(scipy.fft.dctn(**_arguments(x, overwrite)))
-
-
-def _backward(c: Tensor, overwrite: bool = False) -> Tensor:
-    return c.clone() if c.numel() == 0 else torch.from_numpy(scipy.fft.idctn(**_arguments(c, overwrite)))
-
-
-def _arguments(x: Tensor, overwrite: bool) -> dict[str, object]:
-    workers = min(torch.get_num_threads(), 1 + x.numel() // _PER_THREAD)
-    return {"x": x.detach().numpy(), "axes": (-2, -1), "norm": "ortho", "overwrite_x": overwrite, "workers": workers}
+def _kernels(x: Tensor) -> Any:
+    return ops.kernels("auto", x) if x.device.type == "cpu" else None
 
 
 def _rest(n: int) -> int:

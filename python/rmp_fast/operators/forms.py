@@ -60,8 +60,6 @@ class Spectral:
         complete: V is square, so D = V V^H D and d_y = synthesis(c + delta); else d_y = D + synthesis(delta).
         laplacian: where V diagonalises the Laplacian of images too, its values, (*item shape of c) or what broadcasts
             to that; else None.
-        in_place: where V is real and square, analysis and synthesis that may write to their contiguous argument, whose
-            memory plans then use again and again; else None.
     """
 
     analysis: Callable[[Tensor], Tensor]
@@ -70,7 +68,6 @@ class Spectral:
     energy: Tensor
     complete: bool
     laplacian: Tensor | None = None
-    in_place: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
 
 @dataclass(frozen=True)
