@@ -47,6 +47,8 @@ class Conditioning:
         self.data = self._prepared(torch.zeros(measurement_shape, dtype=dtype, device=device))
         images = (copies * shape[0], *shape[1:])
         self.gradient = torch.zeros(images, dtype=dtype, device=device) if guidance in GRADIENTS else None
+        kept = guidance == "gaussian" and isinstance(self.form, Spectral) and self.form.into is not None
+        self._transformed = torch.zeros(images, dtype=dtype, device=device) if kept else None
         self._ratios = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self._weights = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
         self.solve_residual = torch.zeros(shape[0], dtype=dtype, device=device)
@@ -70,7 +72,7 @@ class Conditioning:
     @property
     def buffers(self) -> list[Tensor]:
         """What executions write to, of the size of measurements or images."""
-        return [buffer for buffer in (self.data, self.gradient) if buffer is not None]
+        return [buffer for buffer in (self.data, self.gradient, self._transformed) if buffer is not None]
 
     @property
     def differentiates(self) -> bool:
@@ -177,13 +179,14 @@ class Conditioning:
             self.gradient.mul_(trusted.clamp(max=1).reshape(-1, *[1] * (self.gradient.ndim - 1)))
 
     def _spectral(self, form: Spectral, denoised: Tensor, look: int) -> Tensor:
-        coefficients = form.analysis(denoised)
+        into, memory = form.into, self._transformed
+        coefficients = form.analysis(denoised) if into is None or memory is None else into[0](denoised, memory)
         update = not form.complete
         ops.spectral(
             coefficients, form.energy, self.data, self._ratios[look], update=update, out=coefficients,
             backend=self._backend,
         )  # fmt: skip
-        image = form.synthesis(coefficients)
+        image = form.synthesis(coefficients) if into is None or memory is None else into[1](coefficients, memory)
         return denoised + image if update else image
 
     def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:

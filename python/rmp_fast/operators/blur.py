@@ -65,7 +65,8 @@ class GaussianBlur(Separable):
             return s * transform.analysis(y)
 
         energy = s.square().expand(1, channels, height, width).contiguous()
-        return Spectral(transform.analysis, transform.synthesis, project, energy, True, laplacian)
+        maps = transform.analysis, transform.synthesis
+        return Spectral(*maps, project, energy, True, laplacian, into=maps)
 
     @derived
     def _cosine_values(self, height: int, width: int, dtype: torch.dtype) -> Tensor:

@@ -43,32 +43,34 @@ class CosineTransform:
         self._turns = 0.5 * vertical, horizontal
         self._turns_back = vertical.conj() / vertical.abs().square(), horizontal.conj() / horizontal.abs().square()
 
-    def analysis(self, x: Tensor) -> Tensor:
-        """Coefficients (..., H, W) of images (..., H, W)."""
+    def analysis(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Coefficients (..., H, W) of images (..., H, W); ``out``, contiguous and not ``x``, is where they are left."""
         kernels = _kernels(x)
         if kernels is None:
             vertical, horizontal = self._axes
-            return vertical.analysis(horizontal.analysis(x).mT).mT.contiguous()
+            return _left(vertical.analysis(horizontal.analysis(x).mT).mT.contiguous(), out)
         given = x.detach().contiguous()
-        folded = torch.empty_like(given)
-        kernels.cosine_fold(given, folded, False)
-        spectrum = rfft2(folded, "ortho").contiguous()
-        kernels.cosine_turn(spectrum, folded, *self._turns, False)
-        return folded
+        out = torch.empty_like(given) if out is None else out
+        kernels.cosine_fold(given, out, False)
+        kernels.cosine_turn(rfft2(out, "ortho").contiguous(), out, *self._turns, False)
+        return out
 
-    def synthesis(self, c: Tensor) -> Tensor:
-        """The images (..., H, W) whose coefficients are ``c``: the inverse and adjoint of :meth:`analysis`."""
+    def synthesis(self, c: Tensor, out: Tensor | None = None) -> Tensor:
+        """The images (..., H, W) whose coefficients are ``c``, the inverse and adjoint of :meth:`analysis`.
+
+        ``out``, contiguous and possibly ``c``, is where they are left.
+        """
         kernels = _kernels(c)
         if kernels is None:
             vertical, horizontal = self._axes
-            return horizontal.synthesis(vertical.synthesis(c.mT).mT).contiguous()
+            return _left(horizontal.synthesis(vertical.synthesis(c.mT).mT).contiguous(), out)
         height, width = self._size
         spectrum = c.new_empty((*c.shape[:-1], width // 2 + 1), dtype=torch.complex64)
         kernels.cosine_turn(spectrum, c.detach().contiguous(), *self._turns_back, True)
         folded = irfft2(spectrum, (height, width), "ortho").contiguous()
-        image = torch.empty_like(folded)
-        kernels.cosine_fold(folded, image, True)
-        return image
+        out = torch.empty_like(folded) if out is None else out
+        kernels.cosine_fold(folded, out, True)
+        return out
 
 
 class _Axis:
@@ -101,6 +103,10 @@ class _Axis:
         folded = torch.fft.irfft(torch.complex(c[..., : half + 1], -opposite) / self.turns, self.n, norm="ortho")
         image: Tensor = folded[..., self._unfolded]
         return image
+
+
+def _left(result: Tensor, out: Tensor | None) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 def _kernels(x: Tensor) -> Any:

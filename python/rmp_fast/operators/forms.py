@@ -60,6 +60,8 @@ class Spectral:
         complete: V is square, so D = V V^H D and d_y = synthesis(c + delta); else d_y = D + synthesis(delta).
         laplacian: where V diagonalises the Laplacian of images too, its values, (*item shape of c) or what broadcasts
             to that; else None.
+        into: where V is real and square, analysis and synthesis with a second argument, where their result is left:
+            another image, which plans use again and again, and for the synthesis possibly the coefficients; else None.
     """
 
     analysis: Callable[[Tensor], Tensor]
@@ -68,6 +70,7 @@ class Spectral:
     energy: Tensor
     complete: bool
     laplacian: Tensor | None = None
+    into: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] | None = None
 
 
 @dataclass(frozen=True)
