@@ -8,8 +8,8 @@ namespace rmp {
 namespace RMP_PATH {
 namespace {
 
-// Where sample i of a folded axis of n lies in the image.
-RMP_INLINE std::int64_t unfolded(std::int64_t i, std::int64_t n) { return 2 * i < n ? 2 * i : 2 * (n - i) - 1; }
+// Where sample i of an axis of n is put.
+RMP_INLINE std::int64_t folded(std::int64_t i, std::int64_t n) { return i % 2 == 0 ? i / 2 : n - (i + 1) / 2; }
 
 RMP_INLINE void fold_row(const float* x, float* v, std::int64_t n) {
   std::int64_t i = 0;
@@ -115,12 +115,12 @@ void cosine_fold(const CosineFoldParams& p) {
               [&](std::int64_t first, std::int64_t last, int) {
                 for (std::int64_t unit = first; unit < last; ++unit) {
                   const std::int64_t plane = unit / p.height, i = unit % p.height;
-                  const std::int64_t folded = unit * p.width;
-                  const std::int64_t image = (plane * p.height + unfolded(i, p.height)) * p.width;
+                  const std::int64_t image = unit * p.width;
+                  const std::int64_t other = (plane * p.height + folded(i, p.height)) * p.width;
                   if (p.inverse) {
-                    unfold_row(p.x + folded, p.out + image, p.width);
+                    unfold_row(p.x + other, p.out + image, p.width);
                   } else {
-                    fold_row(p.x + image, p.out + folded, p.width);
+                    fold_row(p.x + image, p.out + other, p.width);
                   }
                 }
               });
