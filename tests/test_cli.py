@@ -119,6 +119,15 @@ def test_simulation_reports_what_its_files_show_and_repeats_to_the_bit(face: pat
     assert sidecar(out / "face.json")["settings_hash"] == entry["settings_hash"]
 
 
+def test_flips_are_evaluations(face: pathlib.Path, out: pathlib.Path, run: Run) -> None:
+    assert run(face, "--operator=sr4", "--simulate", "--evaluations=10", "--flips=2") == 0
+    entry = sidecar(out / "face.json")
+    assert (entry["settings"]["evaluations"], entry["settings"]["flips"]) == (10, 2)
+    assert len(entry["settings"]["looks"]["level"]) == 5
+    assert entry["timing"]["evaluations"] == 10
+    assert "--flips=2" in entry["command"] or "--flips 2" in entry["command"]
+
+
 def file_digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -354,6 +363,9 @@ def test_a_failing_batch_does_not_stop_the_others(
         ("FACE --operator=denoise --noise-std=nan", "`--noise-std` must be a finite number >= 0, got nan"),
         ("FACE --operator=denoise --evaluations=0", "`--evaluations` must be at least 1, got 0"),
         ("FACE --operator=denoise --evaluations=5", "`--evaluations` must be a multiple of 2"),
+        ("FACE --operator=denoise --evaluations=6 --flips=2", "`--evaluations` must be a multiple of 4"),
+        ("FACE --operator=denoise --evaluations=1 --flips=2", "`--evaluations` must be at least `--flips` 2, got 1"),
+        ("FACE --operator=denoise --flips=3", "`flips` must be 1, 2 or 4, got 3"),
         ("FACE --operator=denoise --batch-size=0", "`--batch-size` must be at least 1, got 0"),
         ("FACE --operator=denoise --threads=-1", "`--threads` must be at least 1, got -1"),
         ("FACE --operator=denoise --low=30", "`low` must be below `high`, got low=30.0 and high=20.0"),

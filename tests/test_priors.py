@@ -123,6 +123,31 @@ def test_network_takes_any_size_and_keeps_items_apart(size: tuple[int, int]) -> 
     torch.testing.assert_close(prior.denoise(x[1:2], s[1:2]), out[1:2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("flips", [2, 4])
+def test_self_ensemble_is_the_mean_over_mirror_images(flips: int) -> None:
+    prior = rmp.priors.load("photo")
+    x, s = torch.randn(2, 1, 24, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 1.0])
+    axes = [(), (-1,), (-2,), (-2, -1)][:flips]
+    expected = torch.stack([prior.denoise(x.flip(a).contiguous(), s).flip(a) for a in axes]).mean(0)
+    ensemble = rmp.priors.self_ensemble(prior, flips)
+    torch.testing.assert_close(ensemble.denoise(x, s), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ensemble.denoise(x.flip(-1).contiguous(), s), expected.flip(-1), rtol=0, atol=1e-5)
+    assert (ensemble.name, ensemble.evaluations, prior.evaluations) == ("photo", flips, 1)
+    assert rmp.priors.self_ensemble(prior, 1) is prior
+    op = rmp.operators.Denoising()
+    plan = rmp.Plan(op, ensemble, tuple(x.shape), 0.1, schedule=rmp.schedules.log(2, 0.1, 1.0), inner_steps=1)
+    assert plan.evaluations == plan.execute(x).stats["evaluations"] == 2 * flips
+    found = rmp.baselines.reconstruct("ddrm", x, op, ensemble, 0.1, evaluations=3)
+    assert found.stats["evaluations"] == 3 * flips
+
+
+def test_self_ensemble_refuses() -> None:
+    with pytest.raises(ValueError, match="`flips` must be 1, 2 or 4, got 3"):
+        rmp.priors.self_ensemble(rmp.priors.load("fashion"), 3)
+    with pytest.raises(TypeError, match="`prior` must be a NetworkPrior, got Gaussian"):
+        rmp.priors.self_ensemble(rmp.priors.Gaussian(torch.zeros(4), torch.eye(4)), 2)
+
+
 def test_colour_network_takes_grey_images() -> None:
     torch.manual_seed(0)
     network = DenoiserUNet(UNetConfig(channels=3, widths=(8, 8)))

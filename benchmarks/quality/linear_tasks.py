@@ -63,7 +63,10 @@ TASKS: dict[str, Callable[[int, tuple[int, int], int], operators.Operator]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method at a budget; ``settings`` are added to the authors' for the task, or instead of the tuned ones."""
+    """A method at a budget; ``settings`` are added to the authors' for the task, or instead of the tuned ones.
+
+    Of ``evaluations``, every look takes one per flip.
+    """
 
     label: str
     method: str
@@ -71,11 +74,13 @@ class Row:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     samples: int = 1
     tuned: bool = False
+    flips: int = 1
 
 
 def rows(samples: int) -> list[Row]:
     """In the order of their cost."""
     found = [Row(f"rmp-{n}", "rmp", n, tuned=True) for n in (5, 10, 20)]
+    found += [Row(f"rmp-{20 * n} flips", "rmp", 20 * n, tuned=True, flips=n) for n in (2, 4)]
     found += [Row(f"rmp-{n} untuned", "rmp", n) for n in (10, 20, 40, 100)]
     found += [Row("paper-vp", "rmp", 400, rmp.presets.paper_vp()), Row("paper-ve", "rmp", 600, rmp.presets.paper_ve())]
     for n in (20, 100):
@@ -127,7 +132,7 @@ def exists(row: Row, task: str, prior: str) -> bool:
     if not row.tuned or row.settings:
         return True
     if row.method == "rmp":
-        return str(row.evaluations) in rmp.presets.tables(prior).get(task, {})
+        return str(row.evaluations // row.flips) in rmp.presets.tables(prior).get(task, {})
     return tuned_settings(row.method, row.evaluations, task, prior) is not None
 
 
@@ -140,8 +145,9 @@ def run(row: Row, task: str, op: operators.Operator, y: Tensor, shape: tuple[int
         return baselines.reconstruct(
             row.method, y, op, prior, NOISE, evaluations=row.evaluations, samples=row.samples, shape=shape, **settings
         )
-    options = row.settings or rmp.presets.for_task(task, prior if row.tuned else "untuned", row.evaluations)
-    return rmp.Plan(op, prior, shape, NOISE, **options).execute(y)
+    looks = row.evaluations // row.flips
+    options = row.settings or rmp.presets.for_task(task, prior if row.tuned else "untuned", looks)
+    return rmp.Plan(op, rmp.priors.self_ensemble(prior, row.flips), shape, NOISE, **options).execute(y)
 
 
 def read(path: pathlib.Path, prior: str, count: int) -> dict[tuple[str, str], dict[str, str]]:

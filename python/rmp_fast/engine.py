@@ -62,6 +62,7 @@ class Network(Prior):
     def __init__(self, prior: Prior, precision: str, device: torch.device) -> None:
         self.prior, self.device = prior, device
         self.name, self.data_variance, self.channels = prior.name, prior.data_variance, prior.channels
+        self.evaluations = prior.evaluations
         self._denoise: _Denoise = prior.denoise if precision == "float32" else _in_bfloat16(prior.denoise, device)
         self._compiled: dict[tuple[torch.Size, bool], _Denoise] = {}
         self._asked: tuple[list[tuple[int, ...]], torch.dtype, bool] | None = None

@@ -212,7 +212,7 @@ def _branches(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Mean of the branches and their unbiased variance (Welford's update); those that were finished, if any was."""
     mean, squares = (t.zero_() for t in plan.moments)
-    each = plan.looks_per_chain * plan.copies
+    each = plan.looks_per_chain * plan.copies * plan.prior.evaluations
     for branch in range(plan.branches):
         plan.seeds.copy_(reference.branch_seeds(seeds, branch))
         result = chain(plan, measured, conditioned, stats, tally).to(plan.dtype)
@@ -279,7 +279,7 @@ def _spread(
 
     variance = posterior_variance(
         lambda x: prior.denoise(x, levels), conditioned_image, mean, plan.seeds, plan.spread_level, plan.spread_looks,
-        lambda: tally.count(2),
+        lambda: tally.count(2 * plan.prior.evaluations),
     )  # fmt: skip
     plan.ok.logical_and_(torch.isfinite(variance).flatten(1).all(1))
     stats["spread_seconds"] = time.perf_counter() - started
@@ -295,7 +295,7 @@ def _reference_chain(plan: Plan, measured: Tensor, stats: Stats, tally: Tally) -
     start = _first_mean(plan, measured).double().expand(plan.shape)
 
     def watch() -> bool:
-        return tally.count(plan.copies)
+        return tally.count(plan.copies * plan.prior.evaluations)
 
     if plan.looks is not None:
         columns = [getattr(plan.looks, field.name) for field in dataclasses.fields(plan.looks)]

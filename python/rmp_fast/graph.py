@@ -288,7 +288,7 @@ class _Pieces(Captured):
                     self._launch(self.direct[look])
                     self.returned.copy_(backward(self.direction))
                 self._launch(advance)
-                if not tally.count(plan.copies):
+                if not tally.count(plan.copies * plan.prior.evaluations):
                     return plan.means[(level + 1) % 2]
         if plan.levels - 1 in self.sample:
             self._launch(self.sample[plan.levels - 1])

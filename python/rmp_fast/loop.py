@@ -52,7 +52,7 @@ def run(plan: Plan, prior: Prior, stats: dict[str, float], tally: Tally) -> Tens
             look += 1
             network += t1 - t0
             operator += t2 - t1
-            if not tally.count(plan.copies):
+            if not tally.count(plan.copies * plan.prior.evaluations):
                 break
         if tally.stopped:
             break

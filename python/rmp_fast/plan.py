@@ -184,7 +184,7 @@ class Plan:
     def evaluations(self) -> int:
         """Network evaluations per item, of all branches together."""
         chain = self.looks_per_chain * (2 if self.noise == "antithetic" else 1)
-        return self.branches * chain + 2 * self.spread_looks
+        return (self.branches * chain + 2 * self.spread_looks) * self.prior.evaluations
 
     @property
     def buffer_bytes(self) -> int:

@@ -67,6 +67,7 @@ class Tiled(Prior):
         self.tile, self.overlap = check_sizes(tile, overlap)
         self.prior = prior
         self.name, self.data_variance, self.channels = prior.name, prior.data_variance, prior.channels
+        self.evaluations = prior.evaluations
         self._cuts: dict[tuple[int, torch.dtype, torch.device], list[tuple[_Span, Tensor]]] = {}
 
     def around(self, prior: Prior) -> Tiled:

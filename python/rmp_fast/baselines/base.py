@@ -48,6 +48,7 @@ class Run:
         self.y, self.op, self.prior, self.shape = y, op, prior, shape
         self.noise_std = noise_std
         self.forward = self.backward = 0
+        self._each = getattr(prior, "evaluations", 1)
         self.network_seconds = 0.0
         self._seeds = seeds
         self._stream = _STREAM
@@ -82,7 +83,7 @@ class Run:
         started = time.perf_counter()
         out = self.prior.denoise(x, torch.full((x.shape[0],), s, dtype=x.dtype, device=x.device))
         self.network_seconds += time.perf_counter() - started
-        self.forward += 1
+        self.forward += self._each
         return out
 
     def gradient(self, total: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Run:
         started = time.perf_counter()
         gradient: Tensor = torch.autograd.grad(total, x)[0]
         self.network_seconds += time.perf_counter() - started
-        self.backward += 1
+        self.backward += self._each
         return gradient
 
     def residual_gradient(self, x: Tensor) -> Tensor:

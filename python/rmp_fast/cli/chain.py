@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends, engine, images, metrics, operators, presets, schedules
 from ..plan import Estimate, Plan
-from ..priors import BUNDLED, NetworkPrior, Prior
+from ..priors import BUNDLED, NetworkPrior, Prior, self_ensemble
 from ..reconstruction import automatic_tile
 from ..tiling import Tiled, check_sizes
 from . import degrade, record
@@ -128,17 +128,24 @@ class Chain:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._options, self._task, self._device = options, task, torch.device(device)
-        self._prior = (prior or open_prior(options.prior)).to(device)
+        self._single = (prior or open_prior(options.prior)).to(device)
+        try:
+            self._prior = self_ensemble(self._single, options.flips)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if options.evaluations < options.flips:
+            raise UsageError(f"`--evaluations` must be at least `--flips` {options.flips}, got {options.evaluations}")
+        looks = options.evaluations // options.flips
         given = {name: getattr(options, name) for name in DEFAULTS if getattr(options, name) is not None}
         defaults = DEFAULTS | ({"guidance": "gauss_newton"} if task.name in presets.NONLINEAR else {})
-        tuned = preset(options.presets, task, self._prior, options.evaluations, options.noise_std)
+        tuned = preset(options.presets, task, self._prior, looks, options.noise_std)
         if given and options.presets is not None:
             raise UsageError(
                 f"`--presets` decides the whole chain; it excludes `--{next(iter(given)).replace('_', '-')}`"
             )
         if not given and "looks" in tuned:
             self._plan_options = tuned
-            self._evaluations = len(tuned["looks"])
+            self._evaluations = options.flips * len(tuned["looks"])
             columns = dataclasses.asdict(tuned["looks"])
             self._chain = tuned | {"looks": {name: column.tolist() for name, column in columns.items()}}
         else:
@@ -154,7 +161,7 @@ class Chain:
     def _levels(self) -> dict[str, Any]:
         """The plan's options where the chain is given by its levels."""
         chain, evaluations = self._chain, self._options.evaluations
-        per_level = chain["inner_steps"] * (2 if chain["noise"] == "antithetic" else 1)
+        per_level = chain["inner_steps"] * (2 if chain["noise"] == "antithetic" else 1) * self._options.flips
         if evaluations % per_level:
             raise UsageError(
                 f"`--evaluations` must be a multiple of {per_level}, what every noise level takes, got {evaluations}"
@@ -167,8 +174,8 @@ class Chain:
 
     @property
     def prior(self) -> NetworkPrior:
-        """The prior, for other chains to share."""
-        return self._prior
+        """The prior that the options name, for other chains to share."""
+        return self._single
 
     @property
     def title(self) -> str:
@@ -276,6 +283,7 @@ class Chain:
             "out": options.out,
             "presets": options.presets,
             "evaluations": options.evaluations,
+            "flips": options.flips,
             # A preset is asked for by giving none of these.
             **{name: None if "looks" in self._chain else self._chain[name] for name in DEFAULTS},
             "seed": options.seed,
@@ -303,6 +311,7 @@ class Chain:
             "prior": options.prior,
             "weights_sha256": record.weights_digest(options.prior),
             "evaluations": self._evaluations,
+            "flips": options.flips,
             **self._chain,
             "backend": backend,
             # The command of the sidecar says what was decided; a second run must not depend on the memory of the day.

@@ -4,7 +4,7 @@ from .base import Prior, from_denoiser
 from .foreign import from_deepinv, from_diffusers, from_edm, from_guided_diffusion
 from .foreign import open_prior as open
 from .gaussian import Gaussian, GaussianMixture
-from .network import BUNDLED, DATA_VARIANCE, NetworkPrior, from_safetensors, load, metadata
+from .network import BUNDLED, DATA_VARIANCE, NetworkPrior, from_safetensors, load, metadata, self_ensemble
 
 __all__ = [
     "BUNDLED",
@@ -22,4 +22,5 @@ __all__ = [
     "load",
     "metadata",
     "open",
+    "self_ensemble",
 ]

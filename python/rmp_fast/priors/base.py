@@ -20,11 +20,13 @@ class Prior(abc.ABC):
         data_variance: p, the variance per element on the prior's own range, [-1, 1] for images; ``gaussian`` guidance
             uses it as r2 = s^2 p / (s^2 + p).
         channels: image channels that it takes; None: any.
+        evaluations: of its network, that one D(x, s) takes.
     """
 
     name: str = "prior"
     data_variance: float
     channels: tuple[int, ...] | None = None
+    evaluations: int = 1
 
     @abc.abstractmethod
     def denoise(self, x: Tensor, s: Tensor) -> Tensor:

@@ -69,6 +69,13 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
     chain.add_argument(
         "--evaluations", type=int, default=20, metavar="N", help="at most so many network evaluations per image (20)"
     )
+    chain.add_argument(
+        "--flips",
+        type=int,
+        default=1,
+        metavar="N",
+        help="mirror images that every look is averaged over, each an evaluation: 1 (default), 2 or 4",
+    )
     add_presets(chain)
     chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
     chain.add_argument("--relaxation", type=float, metavar="X", help="over-relaxation of the steps (1.4)")
