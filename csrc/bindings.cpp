@@ -50,6 +50,8 @@ PYBIND11_MODULE(_core, m) {
         py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("spectral", &rmp::spectral, "c"_a, "energy"_a, "data"_a, "noise_ratio"_a, "out"_a, "update"_a, py::kw_only(),
         "path"_a = py::none(), "cuda_stream"_a = 0);
+  m.def("clip_gradient", &rmp::clip_gradient, "gradient"_a, "direction"_a, "limit"_a, "weight"_a, "residual"_a, "out"_a,
+        py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none(),
         "cuda_stream"_a = 0);
   m.def("philox", &rmp::philox, "counter"_a, "key"_a, py::kw_only(), "path"_a = py::none());

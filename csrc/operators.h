@@ -25,6 +25,9 @@ void separable_blur(const pybind11::object& x, const pybind11::object& taps_v, c
 void spectral(const pybind11::object& c, const pybind11::object& energy, const pybind11::object& data,
               const pybind11::object& noise_ratio, const pybind11::object& out, bool update, const PathName& path,
               std::uintptr_t cuda_stream);
+void clip_gradient(const pybind11::object& gradient, const pybind11::object& direction, const pybind11::object& limit,
+                   const pybind11::object& weight, const pybind11::object& residual, const pybind11::object& out,
+                   const pybind11::object& scratch, const PathName& path, std::uintptr_t cuda_stream);
 void normals(const pybind11::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const pybind11::object& out,
              const PathName& path, std::uintptr_t cuda_stream);
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key,

@@ -3,8 +3,8 @@
 namespace rmp {
 namespace RMP_PATH {
 
-const Launchers launchers = {natural_step,   perturb,  mask,    block_average, block_average_adjoint,
-                             separable_blur, spectral, normals, philox};
+const Launchers launchers = {natural_step,   perturb,  mask,          block_average, block_average_adjoint,
+                             separable_blur, spectral, clip_gradient, normals,       philox};
 
 }  // namespace RMP_PATH
 }  // namespace rmp

@@ -13,6 +13,7 @@ struct Launchers {
   void (*block_average_adjoint)(const BlockAverageParams&);
   void (*separable_blur)(const BlurParams&);
   void (*spectral)(const SpectralParams&);
+  void (*clip_gradient)(const ClipParams&);
   void (*normals)(const NormalsParams&);
   // Philox4x32-10 of one counter, in place: the words that `normals` is made of.
   void (*philox)(std::uint32_t counter[4], const std::uint32_t key[2]);
@@ -27,6 +28,7 @@ void block_average(const BlockAverageParams&);
 void block_average_adjoint(const BlockAverageParams&);
 void separable_blur(const BlurParams&);
 void spectral(const SpectralParams&);
+void clip_gradient(const ClipParams&);
 void normals(const NormalsParams&);
 void philox(std::uint32_t counter[4], const std::uint32_t key[2]);
 extern const Launchers launchers;

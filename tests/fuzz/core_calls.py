@@ -137,6 +137,21 @@ def _spectral(arena: Arena) -> None:
     _core.spectral(c, squares, data, ratio, arena.tensor(dtype, shape), update, **_options(arena))
 
 
+def _clip(arena: Arena) -> None:
+    shape = arena.shape()
+    gradient = arena.tensor(torch.float32, shape)
+    held = pick(arena.choices, (0, 1, 1, 2))
+    direction, limit, weight = (
+        arena.tensor(torch.float32, size) if held == 1 or (held == 2 and arena.choices.integer(0, 1)) else None
+        for size in (shape, shape[:1], shape[:1])
+    )
+    measured = (*shape[:1], *arena.shape()[1:]) if arena.choices.integer(0, 3) else arena.shape()
+    residual = arena.tensor(torch.float32, measured) if arena.choices.integer(0, 1) else None
+    out = gradient if arena.choices.integer(0, 2) == 0 else arena.tensor(torch.float32, shape)
+    scratch = None if arena.choices.integer(0, 3) else arena.tensor(torch.float64, (*shape[:1], 1, 3))
+    _core.clip_gradient(gradient, direction, limit, weight, residual, out, scratch=scratch, **_options(arena))
+
+
 def _normals(arena: Arena) -> None:
     shape = arena.shape()
     seeds = arena.tensor(torch.int64, shape[:1])
@@ -196,6 +211,6 @@ def _status(_: Arena) -> None:
 
 
 _CALLS = {
-    "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "normals": _normals,
-    "philox": _philox, "NaturalStep": _step, "status": _status,
+    "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "clip_gradient": _clip,
+    "normals": _normals, "philox": _philox, "NaturalStep": _step, "status": _status,
 }  # fmt: skip

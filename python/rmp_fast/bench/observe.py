@@ -21,7 +21,9 @@ __all__ = ["LibraryCalls", "copies", "kernel_calls"]
 
 Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
-_KERNELS = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals")
+_KERNELS = (
+    "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "clip_gradient", "normals",
+)  # fmt: skip
 
 
 class _Module:
