@@ -30,7 +30,7 @@ test-gpu: $(VENV)/developed
 	$(BIN)/python -m pytest tests/test_kernels.py tests/test_gpu.py tests/test_gpu_graphs.py tests/test_bench_device.py -k 'cuda or gpu'
 	@for tool in memcheck racecheck; do if command -v compute-sanitizer >/dev/null; then \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral)'; \
+	    $(BIN)/python -m pytest tests/test_kernels.py -q -k 'cuda and (test_step or test_separable or test_spectral or test_clip)'; \
 	else echo "compute-sanitizer $$tool: not installed, not run"; fi; done
 	$(BIN)/python benchmarks/bench_gpu.py
 

@@ -36,8 +36,9 @@ endif()
 message(STATUS "rmp_fast: CUDA kernels by ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}: ${rmp_fast_code}")
 
 add_library(kernels_cuda OBJECT
-            kernels/cuda/block_average.cu kernels/cuda/mask.cu kernels/cuda/natural_step.cu kernels/cuda/normals.cu
-            kernels/cuda/runtime.cu kernels/cuda/separable_blur.cu kernels/cuda/spectral.cu kernels/launchers.cpp)
+            kernels/cuda/block_average.cu kernels/cuda/clip_gradient.cu kernels/cuda/mask.cu
+            kernels/cuda/natural_step.cu kernels/cuda/normals.cu kernels/cuda/runtime.cu kernels/cuda/separable_blur.cu
+            kernels/cuda/spectral.cu kernels/launchers.cpp)
 target_include_directories(kernels_cuda PRIVATE ${PROJECT_SOURCE_DIR})
 target_compile_definitions(kernels_cuda PRIVATE RMP_PATH=cuda)
 set_target_properties(kernels_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)

@@ -21,10 +21,12 @@ void launch(void (*launcher)(const Params&), const Params& params) {
   launcher(params);
 }
 
-// Where all of these tensors lie; the first of them decides.
+// Where all of these tensors lie, null ones left out; the first of them decides.
 Target target_of(std::initializer_list<const TensorView*> views, const PathName& path, std::uintptr_t cuda_stream) {
   const Device& device = (*views.begin())->device();
-  for (const TensorView* view : views) view->check_device(device);
+  for (const TensorView* view : views) {
+    if (view) view->check_device(device);
+  }
   return resolve(device, path, cuda_stream);
 }
 
@@ -57,6 +59,12 @@ Planes planes_of(const TensorView& images) {
   const std::int64_t height = images.shape().end()[-2], width = images.shape().end()[-1];
   return {images.numel() ? images.numel() / (height * width) : 0, height, width};
 }
+
+std::unique_ptr<TensorView> optional_view(const py::object& tensor, const char* name) {
+  return tensor.is_none() ? nullptr : std::make_unique<TensorView>(float_view(tensor, name));
+}
+
+const float* data_of(const std::unique_ptr<TensorView>& view) { return view ? view->data<float>() : nullptr; }
 
 // The tensor between the two passes of a blur on a CUDA device.
 float* device_scratch(const py::object& scratch, const TensorView& source, const TensorView& target) {
@@ -245,6 +253,55 @@ void cosine_turn(const py::object& spectrum, const py::object& coefficients, con
   launch(on.run->cosine_turn,
          CosineTurnParams{planes.count, planes.height, planes.width, inverse, vertical.data<float>(),
                           horizontal.data<float>(), folded.data<float>(), values.data<float>(), on.threads});
+}
+
+void clip_gradient(const py::object& gradient, const py::object& direction, const py::object& limit,
+                   const py::object& weight, const py::object& residual, const py::object& out,
+                   const py::object& scratch, const PathName& path, std::uintptr_t cuda_stream) {
+  const TensorView given = float_view(gradient, "gradient");
+  check_axes(given, 1, "(B, ...)");
+  TensorView target = float_view(out, "out");
+  target.with_shape(given.shape(), "(B, ...)");
+  const std::int64_t items = given.shape()[0];
+  if (direction.is_none() != limit.is_none() || direction.is_none() != weight.is_none()) {
+    throw py::value_error("`direction`, `limit` and `weight` must be given together, or none of them");
+  }
+  const auto along = optional_view(direction, "direction"), limits = optional_view(limit, "limit"),
+             weights = optional_view(weight, "weight"), rest = optional_view(residual, "residual");
+  if (along) {
+    along->with_shape(given.shape(), "(B, ...)");
+    for (TensorView* view : {limits.get(), weights.get()}) view->with_shape({items}, "(B,)");
+  }
+  if (rest && (rest->shape().empty() || rest->shape()[0] != items)) {
+    throw py::value_error("`residual` must have shape (B, ...) = (" + std::to_string(items) + ", ...), got " +
+                          shape_text(rest->shape()));
+  }
+  const Target on =
+      target_of({&given, along.get(), limits.get(), weights.get(), rest.get(), &target}, path, cuda_stream);
+  ClipParams params{items,
+                    given.item_size(),
+                    rest ? rest->item_size() : 0,
+                    given.data<float>(),
+                    data_of(along),
+                    data_of(limits),
+                    data_of(weights),
+                    data_of(rest),
+                    target.data<float>(),
+                    nullptr,
+                    on.threads,
+                    on.queue};
+  std::unique_ptr<Squares[]> owned;
+  if (!given.device().cuda) {
+    owned.reset(new Squares[static_cast<std::size_t>(items * params.chunks())]);
+    params.squares = owned.get();
+  } else if (params.chunks()) {
+    if (scratch.is_none()) throw py::value_error("`scratch` must be given for tensors on a CUDA device");
+    TensorView lent(scratch, "scratch");
+    lent.with_dtype(DType::float64).with_shape({items, params.chunks(), 3}, "(B, chunks, 3)");
+    lent.check_device(given.device());
+    params.squares = lent.data<Squares>();
+  }
+  launch(on.run->clip_gradient, params);
 }
 
 void normals(const py::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const py::object& out,

@@ -28,6 +28,9 @@ void spectral(const pybind11::object& c, const pybind11::object& energy, const p
 void cosine_fold(const pybind11::object& x, const pybind11::object& out, bool inverse, const PathName& path);
 void cosine_turn(const pybind11::object& spectrum, const pybind11::object& coefficients,
                  const pybind11::object& turns_v, const pybind11::object& turns_h, bool inverse, const PathName& path);
+void clip_gradient(const pybind11::object& gradient, const pybind11::object& direction, const pybind11::object& limit,
+                   const pybind11::object& weight, const pybind11::object& residual, const pybind11::object& out,
+                   const pybind11::object& scratch, const PathName& path, std::uintptr_t cuda_stream);
 void normals(const pybind11::object& seeds, std::uint32_t evaluation, std::uint32_t stream, const pybind11::object& out,
              const PathName& path, std::uintptr_t cuda_stream);
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key,

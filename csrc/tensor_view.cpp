@@ -41,6 +41,7 @@ constexpr const char* kCodes[] = {"int", "uint", "float", "opaque", "bfloat", "c
 DType dtype_of(DLDataType type) {
   if (type.lanes != 1) return DType::other;
   if (type.code == 2 && type.bits == 32) return DType::float32;
+  if (type.code == 2 && type.bits == 64) return DType::float64;
   if (type.code == 5 && type.bits == 64) return DType::complex64;
   if (type.code == 0 && type.bits == 64) return DType::int64;
   if (type.code == 1 && type.bits == 8) return DType::uint8;
@@ -57,6 +58,8 @@ const char* dtype_text(DType type) {
   switch (type) {
     case DType::float32:
       return "torch.float32";
+    case DType::float64:
+      return "torch.float64";
     case DType::complex64:
       return "torch.complex64";
     case DType::int64:

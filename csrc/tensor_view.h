@@ -13,7 +13,7 @@ namespace rmp {
 
 struct DLManagedTensor;
 
-enum class DType { float32, complex64, int64, uint8, boolean, other };
+enum class DType { float32, float64, complex64, int64, uint8, boolean, other };
 
 using Shape = std::vector<std::int64_t>;
 

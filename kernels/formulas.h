@@ -54,6 +54,27 @@ RMP_FORMULA F learned(F curvature, F seen, F rate) {
   return fused(rate, seen - curvature, curvature);
 }
 
+// --- Gradients -----------------------------------------------------------------------------------------------------
+
+// A sum of squares and one more. The square of a float is exact in double, and always in range.
+template <class D, class F>
+RMP_FORMULA D plus_square(D sum, F value) {
+  const D wide = widened(value);
+  return fused(wide, wide, sum);
+}
+
+// What a gradient is multiplied by, from sums of squares: 1 / |residual|, and no more than what makes `weight` times
+// the result as long as `limit` |direction|. A residual of norm 0 divides nothing, and where there is no length there
+// is none to hold. What is not a number stays so, and the least residuals do not make it infinite.
+template <class D>
+RMP_FORMULA float gradient_scale(D gradient, D direction, D residual, D limit, D weight) {
+  constexpr float kLargest = 3.40282347e+38f;
+  const D norm = residual == 0.0 ? 1.0 : root(residual);
+  const D length = weight * root(gradient) / norm, most = limit * root(direction);
+  const D scale = (length > 0.0 && !(most >= length) ? most / length : 1.0) / norm;
+  return scale > static_cast<D>(kLargest) ? kLargest : static_cast<float>(scale);
+}
+
 // --- Normals: Philox4x32-10 (Salmon et al., SC 2011, as in Random123) and Box-Muller ---------------------------------
 
 template <class W>

@@ -3,8 +3,8 @@
 namespace rmp {
 namespace RMP_PATH {
 
-const Launchers launchers = {natural_step,   perturb,     mask,    block_average, block_average_adjoint,
-                             separable_blur, spectral,    normals,
+const Launchers launchers = {natural_step,   perturb,     mask,          block_average, block_average_adjoint,
+                             separable_blur, spectral,    clip_gradient, normals,
 #if defined(RMP_LANES)  // of a CPU
                              cosine_fold,    cosine_turn,
 #else

@@ -13,6 +13,7 @@ struct Launchers {
   void (*block_average_adjoint)(const BlockAverageParams&);
   void (*separable_blur)(const BlurParams&);
   void (*spectral)(const SpectralParams&);
+  void (*clip_gradient)(const ClipParams&);
   void (*normals)(const NormalsParams&);
   // Null on a GPU, where matrices transform as fast.
   void (*cosine_fold)(const CosineFoldParams&);
@@ -30,6 +31,7 @@ void block_average(const BlockAverageParams&);
 void block_average_adjoint(const BlockAverageParams&);
 void separable_blur(const BlurParams&);
 void spectral(const SpectralParams&);
+void clip_gradient(const ClipParams&);
 void normals(const NormalsParams&);
 void cosine_fold(const CosineFoldParams&);
 void cosine_turn(const CosineTurnParams&);

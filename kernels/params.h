@@ -165,6 +165,31 @@ struct CosineTurnParams {
   int threads;
 };
 
+// Sums of squares of an item, or of one chunk of it.
+struct Squares {
+  double gradient, direction, residual;
+};
+
+struct ClipParams {
+  std::int64_t items, size;
+  std::int64_t residual_size;  // numbers of one measurement
+  const float* gradient;       // (items, size)
+  const float* direction;      // (items, size), or null as limit and weight: lengths have no limit
+  const float* limit;          // (items)
+  const float* weight;         // (items)
+  const float* residual;       // (items, residual_size) or null
+  float* out;                  // (items, size), may be `gradient`
+  Squares* squares;            // (items, chunks())
+  int threads;
+  Queue queue;
+
+  // Of one item, where sums are needed of all that is given.
+  constexpr std::int64_t chunks() const {
+    const std::int64_t images = direction ? size : 0, measurements = residual ? residual_size : 0;
+    return ceil_div(images > measurements ? images : measurements, kChunk);
+  }
+};
+
 struct NormalsParams {
   std::int64_t items, size;
   const std::int64_t* seeds;  // (items)

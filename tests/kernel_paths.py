@@ -23,7 +23,10 @@ from rmp_fast.triton_step import TritonStep
 
 __all__ = ["CPU_PATHS", "PATHS", "kernels", "needs_triton", "poisoned", "simulated"]
 
-_NAMES = ("mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "normals", "NaturalStep")
+_NAMES = (
+    "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "clip_gradient", "normals",
+    "NaturalStep",
+)  # fmt: skip
 
 _COMPILED = ("philox", "cosine_fold", "cosine_turn")  # not in Triton
 

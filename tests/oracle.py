@@ -157,3 +157,20 @@ def spectral(c: Tensor, energy: Tensor, data: Tensor, ratio: Tensor, update: boo
     total = energy.double() + ratio.double().reshape(-1, *[1] * (c.ndim - 1))
     change = (data.to(wide) - energy.double() * c.to(wide)) / total.clamp_min(1e-30)
     return change if update else c.to(wide) + change
+
+
+def clip_gradient(
+    gradient: Tensor, direction: Tensor | None, limit: Tensor | None, weight: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    def norm(x: Tensor) -> float:
+        return math.sqrt(math.fsum(v * v for v in x.flatten().tolist()))
+
+    items = []
+    for k, g in enumerate(gradient.double()):
+        if residual is not None:
+            g = g / (norm(residual[k]) or 1.0)
+        if direction is not None and limit is not None and weight is not None and g.any():
+            most, length = limit[k].item() * norm(direction[k]), weight[k].item() * norm(g)
+            g = g * min(1.0, most / length) if length else g
+        items.append(g)
+    return torch.stack(items) if items else gradient.double()

@@ -64,7 +64,7 @@ def test_operators_depend_on_no_order() -> None:
             x, kept = torch.randn(shape, generator=g), (torch.rand(shape, generator=g) > 0.5).to(torch.uint8)
             taps, ratio = torch.rand(2 * factor + 1, generator=g), torch.rand(3, generator=g)
             blocks = poisoned((*shape[:2], -(-shape[2] // factor), -(-shape[3] // factor)))
-            out = [poisoned(shape) for _ in range(6)]
+            out = [poisoned(shape) for _ in range(9)]
             core.block_average(x, factor, blocks)
             core.block_average_adjoint(blocks, factor, out[0])
             core.mask(x, kept, out[1])
@@ -72,6 +72,9 @@ def test_operators_depend_on_no_order() -> None:
             core.separable_blur(x, taps, taps, "replicate", True, out[3])
             core.spectral(x, kept.float(), x, ratio, out[4], False)
             core.normals(torch.arange(3), factor, 0, out[5])
+            core.clip_gradient(x, out[0], ratio, ratio + 1, blocks, out[6])
+            core.clip_gradient(x, out[0], ratio, ratio + 1, None, out[7])
+            core.clip_gradient(x, None, None, None, blocks, out[8])
             results += [blocks, *out]
         assert all(result.isfinite().all() for result in results)
         made.append(results)
@@ -163,6 +166,21 @@ def test_blur_needs_scratch_memory_of_the_device() -> None:
         blur(torch.zeros(4, 4))
 
 
+def test_clipping_needs_memory_of_the_device_for_its_sums() -> None:
+    x = torch.zeros(2, 5000)
+
+    def clip(scratch: Tensor | None, residual: Tensor | None = x) -> None:
+        core.clip_gradient(x, None, None, None, residual, x.clone(), scratch=scratch)
+
+    with pytest.raises(ValueError, match="`scratch` must be given for tensors on a CUDA device"):
+        clip(None)
+    with pytest.raises(ValueError, match=r"`scratch` must have shape \(B, chunks, 3\) = \(2, 2, 3\), got \(2, 1, 3\)"):
+        clip(torch.zeros(2, 1, 3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"`scratch` must be torch\.float64, got torch\.float32"):
+        clip(torch.zeros(2, 2, 3))
+    clip(None, residual=None)
+
+
 # --- The simulation itself: faults that it must find -----------------------------------------------------------------
 
 
@@ -233,6 +251,7 @@ def test_a_step_launches_as_many_kernels_as_the_cost_model_says(mode: str, corre
 def test_operators_launch_as_many_kernels_as_the_cost_model_says() -> None:
     x, out, taps = torch.rand(2, 3, 12, 16), torch.empty(2, 3, 12, 16), torch.rand(5)
     blocks, mask = torch.rand(2, 3, 3, 4), torch.ones(1, 3, 12, 16, dtype=torch.uint8)
+    one = torch.ones(2)
     calls = {
         "mask": (x, mask, out),
         "block_average": (x, 4, blocks),
@@ -240,8 +259,12 @@ def test_operators_launch_as_many_kernels_as_the_cost_model_says() -> None:
         "separable_blur": (x, taps, taps, "reflect", False, out),
         "spectral": (x.flatten(1), x[:1].flatten(1), x.flatten(1), torch.ones(2), out.flatten(1), True),
         "normals": (torch.arange(2), 0, 0, out.flatten(1)),
+        "clip_gradient": (x, x, one, one, blocks, out),
+        "clip_gradient, held": (x, x, one, one, None, out),
+        "clip_gradient, divided": (x, None, None, None, blocks, out),
+        "clip_gradient, neither": (x, None, None, None, None, out),
     }
-    for name, arguments in calls.items():
-        before = core.launches()
+    for case, arguments in calls.items():
+        before, name = core.launches(), case.split(",")[0]
         getattr(core, name)(*arguments)
-        assert core.launches() - before == cost.call(name, arguments).launches, name
+        assert core.launches() - before == cost.call(name, arguments).launches, case

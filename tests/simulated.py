@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmp_fast import cuda_ops
+
 __all__ = ["BUILDS", "OnDevice", "Simulated", "build", "environment", "unavailable"]
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -176,6 +178,8 @@ class Simulated:
         def call(*arguments: Any, **options: Any) -> Any:
             if name == "separable_blur" and "scratch" not in options:
                 options["scratch"] = torch.full_like(arguments[5], torch.nan)
+            if name == "clip_gradient" and "scratch" not in options:
+                options["scratch"] = cuda_ops.squares_of(arguments[0], arguments[1], arguments[4]).fill_(torch.nan)
             made = {key: _on_device(value) for key, value in options.items()}
             return function(*map(_on_device, arguments), **made)
 

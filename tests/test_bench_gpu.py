@@ -26,7 +26,7 @@ KERNELS = [
     "natural_step, isotropic precision, noise", "natural_step, diagonal precision, noise",
     "natural_step, identity, noise", "natural_step, mask, noise", "natural_step, block average, noise",
     "natural_step, gradient, noise", "mask", "block_average, factor 4", "block_average_adjoint, factor 4",
-    "separable_blur, 17 x 17 taps", "normals", "spectral, real", "spectral, complex",
+    "separable_blur, 17 x 17 taps", "clip_gradient, held, divided", "normals", "spectral, real", "spectral, complex",
 ]  # fmt: skip
 
 

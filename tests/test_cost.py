@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import torch
 
+import rmp_fast as rmp
 from rmp_fast import operators, presets
 from rmp_fast.bench import chains, cost, observe, roofline
 from rmp_fast.bench.devices import DEVICES, Device
@@ -100,6 +101,15 @@ def test_operators() -> None:
         turn = cost.call("cosine_turn", (half, x, None, None, inverse))
         assert turn.bytes == n * 4 + 4 * 3 * 40 * 8
         assert turn.images * turn.fresh_bytes == fresh
+    one = torch.ones(4)
+    clipped = cost.call("clip_gradient", (x, x, one, one, blocks, torch.empty_like(x)))
+    assert (clipped.name, clipped.launches) == ("clip_gradient, held, divided", 2)
+    assert (clipped.bytes, clipped.fresh_bytes) == (n * 16 + 48 * 4, 192 * 4)
+    assert clipped.operations == {"floating": n * 3 + 48, "integer": 0, "special": n * 2 + 48}
+    divided = cost.call("clip_gradient", (x, None, None, None, blocks, x))
+    assert (divided.bytes, divided.fresh_bytes, divided.launches) == (n * 8 + 48 * 4, 0, 2)
+    alone = cost.call("clip_gradient", (x, None, None, None, None, x))
+    assert (alone.name, alone.bytes, alone.launches) == ("clip_gradient", n * 8, 1)
     normals = cost.call("normals", (torch.empty(4), 0, 0, x))
     assert (normals.bytes, normals.normals) == (n * 4, n)
 
@@ -181,6 +191,26 @@ def test_kernels_between_two_evaluations(task: str, expected: list[tuple[str, fl
     assert found.calls >= found.evaluations * len(expected) + 1  # and the first perturbation
     assert (found.waits, found.graph_launches) == (0, 1)
     assert (found.library_calls > 0) == (task not in ("denoise", "inpaint_random", "sr4"))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "options", "each"), [("dps", ", held, divided", 16 + 4 / 16), ("jensen", ", held", 16)]
+)
+def test_kernels_of_a_look_with_gradients(guidance: str, options: str, each: float) -> None:
+    """A and A^T before the network's backward pass, what clips its result and the step after it."""
+    shape = (2, 3, 16, 16)
+    prior = rmp.priors.from_denoiser(lambda x, s: 0.9 * x, data_variance=0.25)
+    plan = rmp.Plan(operators.SuperResolution(4), prior, shape, 0.05, guidance=guidance, backend="cpu")
+    works: list[cost.Work] = []
+    with observe.kernel_calls(plan, lambda work, seconds: works.append(work)):
+        plan.execute(torch.zeros(2, 3, 4, 4))
+    look = [work.name for work in works[-4:]]
+    step = next(name for name in look if name.startswith("natural_step"))
+    assert look == ["block_average, factor 4", "block_average_adjoint, factor 4", f"clip_gradient{options}", step]
+    assert "gradient" in step
+    clipped = [work for work in works if work.kernel == "clip_gradient"]
+    assert len(clipped) == plan.evaluations
+    assert clipped[0].image_bytes == 3 * 16 * 16 * each
 
 
 def test_library_calls_are_counted_with_their_bytes_and_views_are_not() -> None:

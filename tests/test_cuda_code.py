@@ -29,7 +29,7 @@ def test_flags_are_those_of_the_build() -> None:
 def test_every_kernel_is_there(code: list[Kernel], card: str) -> None:
     assert {kernel.name for kernel in code if kernel.card == card} == {
         "step_kernel", "quad_step_kernel", "perturb_kernel", "mask_kernel", "averages_kernel", "quad_averages_kernel",
-        "adjoint_kernel", "blur_kernel", "spectral_kernel", "normals_kernel",
+        "adjoint_kernel", "blur_kernel", "spectral_kernel", "squares_kernel", "scale_kernel", "normals_kernel",
     }  # fmt: skip
 
 
@@ -90,6 +90,11 @@ def table_accesses(kernel: Kernel) -> tuple[int, int]:
     if kernel.name == "spectral_kernel":
         kind = TRAFFIC["spectral"]["complex" if kernel.arguments == ("1",) else "real"]
         return (sum(kind.values()) - kind["out"]) // 4, kind["out"] // 4
+    if kernel.name == "squares_kernel":
+        parts = (TRAFFIC["clip_gradient"][part] for part in ("held", "per number measured"))
+        return sum(sum(part.values()) for part in parts) // 4, 0
+    if kernel.name == "scale_kernel":
+        return tuple(TRAFFIC["clip_gradient"]["always"][array] // 4 for array in ("gradient", "out"))
     table = TRAFFIC[{"mask": "mask", "normals": "normals", "adjoint": "block_average_adjoint"}.get(
         kernel.name.removesuffix("_kernel"), "block_average"
     )]["always"]  # fmt: skip
@@ -109,14 +114,14 @@ def test_accesses_are_128_bits_wide_and_as_few_as_the_table_says(code: list[Kern
         assert kernel.accesses["LDG.128"] == loads, kernel
         assert kernel.accesses["STG.128"] == stores, kernel
         checked.add(kernel.name)
-    assert len(checked) == 8
+    assert len(checked) == 10
 
 
 @pytest.mark.parametrize("card", CARDS)
 def test_single_numbers_are_written_only_where_groups_are_not_whole(code: list[Kernel], card: str) -> None:
     """Every store of four has its counterpart of four single ones, for items that begin anywhere, and no other."""
     for kernel in code:
-        if kernel.card != card or "averages" in kernel.name:
+        if kernel.card != card or "averages" in kernel.name or kernel.name == "squares_kernel":
             continue
         curvatures = 1 if kernel.name == "perturb_kernel" and kernel.arguments[-1] == "1" else 0
         assert kernel.accesses["STG"] == 4 * kernel.accesses["STG.128"] + curvatures, kernel

@@ -206,7 +206,7 @@ def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Ca
     ratio = torch.rand(3)
 
     def everything(x: Tensor, kept: Tensor, energy: Tensor, data: Tensor, ratio: Tensor) -> list[Tensor]:
-        out = [poisoned(x.shape) for _ in range(6)]
+        out = [poisoned(x.shape) for _ in range(7)]
         blocks = poisoned((len(x), channels, -(-height // 4), -(-width // 4)))
         kernels(path).mask(x, kept, out[0])
         kernels(path).block_average(x, 4, blocks)
@@ -215,6 +215,7 @@ def test_operators_give_the_same_bits_at_any_thread_count(path: str, threads: Ca
         kernels(path).separable_blur(x, taps, taps, "reflect", True, out[3])
         kernels(path).spectral(x, energy, data, ratio, out[4], False)
         kernels(path).normals(torch.arange(3)[: len(x)], 1, 0, out[5])
+        kernels(path).clip_gradient(x, data, ratio, ratio + 1, energy, out[6])
         return [*out, blocks]
 
     results = []
@@ -392,3 +393,108 @@ def test_spectral_without_energy_and_noise_changes_nothing(path: str) -> None:
     out = poisoned(c.shape, c.dtype)
     kernels(path).spectral(c, torch.zeros(1, 37), torch.zeros(1, 37), torch.zeros(1), out, False)
     assert torch.equal(out, c)
+
+
+#: Which of a limit and a residual are given, and the numbers of a measurement beside those of an image.
+CLIPPED = {"held and divided": (True, 0.3), "held": (True, 0), "divided": (False, 2.5), "neither": (False, 0)}
+# The norms are rounded from sums in double, and the product once: three roundings of 2^-24.
+CLIP_BOUND = 2e-7
+
+
+def clipping(batch: int, size: int, case: str = "held and divided") -> list[Tensor | None]:
+    """The arguments but for ``out``; every second item is longer than it may be."""
+    held, share = CLIPPED[case]
+    g = torch.Generator().manual_seed(size)
+    gradient, direction = torch.randn(batch, size, generator=g), torch.randn(batch, size, generator=g)
+    limit = torch.rand(batch, generator=g) + 0.5
+    residual = torch.randn(batch, 1 + round(share * size), generator=g) if share else None
+    weight = limit * direction.norm(dim=1) / gradient.norm(dim=1) * torch.tensor([3.0, 0.3]).repeat(batch)[:batch]
+    weight = weight * (1 if residual is None else residual.norm(dim=1))
+    return [gradient, *((direction, limit, weight) if held else (None,) * 3), residual]
+
+
+@pytest.mark.parametrize("case", CLIPPED)
+def test_clip_gradient(path: str, case: str) -> None:
+    for size in cases(path, [*range(1, 40), 4096, 5001, 12_300], [1, 34, 515, 1030]):
+        arguments = clipping(3, size, case)
+        out = poisoned((3, size))
+        kernels(path).clip_gradient(*arguments, out)
+        expected = oracle.clip_gradient(*arguments)
+        assert_close(out, expected, CLIP_BOUND)
+        assert ((out - expected).norm(dim=1) <= CLIP_BOUND * expected.norm(dim=1)).all()
+        inplace = arguments[0].clone()
+        kernels(path).clip_gradient(inplace, *arguments[1:], inplace)
+        assert torch.equal(inplace, out)
+
+
+@pytest.mark.parametrize("case", CLIPPED)
+def test_clip_gradient_of_no_and_one_item(path: str, case: str) -> None:
+    for batch in (0, 1):
+        for size in (0, 35):
+            arguments = clipping(batch, size, case)
+            out = poisoned((batch, size))
+            kernels(path).clip_gradient(*arguments, out)
+            assert_close(out, oracle.clip_gradient(*arguments), CLIP_BOUND)
+
+
+def test_clip_gradient_where_items_begin_anywhere(path: str) -> None:
+    arguments = clipping(3, 4101)
+    made = []
+    for offset in range(4):
+        moved = []
+        for value in (*arguments, poisoned((3, 4101))):
+            room = poisoned((value.numel() + offset,))
+            moved.append(room[offset:].view(value.shape).copy_(value))
+        kernels(path).clip_gradient(*moved)
+        made.append(moved[-1])
+    assert all(torch.equal(made[0], other) for other in made[1:])
+
+
+def test_clip_gradient_at_any_thread_count_and_alone(path: str, threads: Callable[[int], None]) -> None:
+    size = cases(path, [50_003], [2_061])[0]
+    made = {}
+    for count in cases(path, (1, 2, 4), (1,)):
+        threads(count)
+        made[count] = poisoned((3, size))
+        kernels(path).clip_gradient(*clipping(3, size), made[count])
+    assert all(torch.equal(made[1], other) for other in made.values())
+    for item in range(3):
+        alone = [value[item : item + 1].clone() for value in clipping(3, size)]
+        out = poisoned((1, size))
+        kernels(path).clip_gradient(*alone, out)
+        assert torch.equal(out[0], made[1][item])
+
+
+def test_clip_gradient_where_norms_are_zero_or_nothing_is_finite(path: str) -> None:
+    gradient, direction, limit, weight, residual = clipping(6, 1030)
+    plain = gradient.clone()
+    gradient[0], direction[1], residual[2], weight[3] = 0, 0, 0, 0
+    gradient[4, 7], gradient[5] = torch.nan, torch.inf
+    out = poisoned(gradient.shape)
+    kernels(path).clip_gradient(gradient, direction, limit, weight, residual, out)
+    assert (out[:2] == 0).all()
+    two = (t[2:4] for t in (gradient, direction, limit, weight, residual))
+    assert_close(out[2:4], oracle.clip_gradient(*two), CLIP_BOUND)
+    assert out[4].isnan()[7]
+    assert not out[5].isfinite().any()
+    ones, lost = torch.ones_like(plain), torch.full_like(plain, torch.nan)
+    for u, r in ((lost, ones), (ones, lost)):
+        kernels(path).clip_gradient(plain, u, limit, weight + 1e3, r, out)
+        assert out.isnan().all()
+    kernels(path).clip_gradient(plain, None, None, None, torch.zeros(6, 2), out)
+    assert torch.equal(out, plain)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e25, 1e36])
+def test_clip_gradient_of_very_short_and_very_long_items(path: str, scale: float) -> None:
+    """Squares of these leave the range of float32, and the least gradients times 1 / ||r|| must not."""
+    arguments = clipping(2, 1030)
+    for index in (0, 1, 4):
+        arguments[index] = arguments[index] * scale
+    out = poisoned((2, 1030))
+    kernels(path).clip_gradient(*arguments, out)
+    # Where numbers are subnormal they have fewer digits.
+    assert_close(out, oracle.clip_gradient(*arguments), 1e-6)
+    nothing, least = torch.zeros(1, 5), torch.full((1, 3), 1e-40)
+    kernels(path).clip_gradient(nothing, None, None, None, least, nothing)
+    assert (nothing == 0).all()

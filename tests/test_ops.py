@@ -92,6 +92,56 @@ def test_spectral_where_there_is_neither_energy_nor_noise(backend: str) -> None:
     assert torch.equal(result, c)
 
 
+@sizes
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("divided", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_clip_gradient(shape: tuple[int, ...], held: bool, divided: bool, in_place: bool) -> None:
+    gradient = noise(shape)
+    u = noise(shape, 1) if held else None
+    limit, weight = (torch.linspace(0.5, 1.5, shape[0]), torch.full(shape[:1], 0.9)) if held else (None, None)
+    r = noise((shape[0], 11), 2) if divided else None
+    given = [None if t is None else t.double() for t in (gradient, u, limit, weight, r)]
+    expected = ops.clip_gradient(*given, backend="torch")
+    out = gradient if in_place else None
+    result = ops.clip_gradient(gradient, u, limit, weight, r, out=out, backend="cpu")
+    assert_close(result, expected)
+    if in_place:
+        assert result is gradient
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_clip_gradient_leaves_what_is_zero_and_what_is_no_number(backend: str) -> None:
+    g, u, ones = noise((3, 5)), noise((3, 5), 1), torch.ones(3)
+    g[0], g[1, 2] = 0, torch.nan
+    result = ops.clip_gradient(g, u, ones, ones * 1e3, torch.zeros(3, 2), backend=backend)
+    assert (result[0] == 0).all()
+    assert torch.equal(result[1].isnan(), g[1].isnan())
+    assert result[2].norm().item() == pytest.approx(1e-3 * u[2].norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_clip_gradient_needs_all_that_makes_a_limit(backend: str) -> None:
+    x = noise((2, 5))
+    with pytest.raises(ValueError, match="`direction`, `limit` and `weight` must be given together, or none of them"):
+        ops.clip_gradient(x, x, torch.ones(2), backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_may_be_divided_after_what_is_linear(dtype: torch.dtype) -> None:
+    """J^T (u / ||r||), held to the length of u, is J^T u, divided and held to it here."""
+    generator = torch.Generator().manual_seed(0)
+    u, r = (torch.randn(4, n, generator=generator, dtype=dtype) for n in (6, 9))
+    jacobian = torch.randn(6, 6, generator=generator, dtype=dtype)
+    limit, weight = torch.full((4,), 0.5, dtype=dtype), torch.tensor([0.1, 1, 3, 10], dtype=dtype)
+    before = ops.clip_gradient(u / r.norm(dim=1, keepdim=True) @ jacobian, u, limit, weight)
+    after = ops.clip_gradient(u @ jacobian, u, limit, weight, r)
+    torch.testing.assert_close(after, before)
+    lengths = weight * after.norm(dim=1) / (limit * u.norm(dim=1))
+    assert (lengths <= 1 + 1e-5).all()
+    assert lengths[0] < 0.5 < lengths[-1]
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -99,8 +149,9 @@ def test_spectral_where_there_is_neither_energy_nor_noise(backend: str) -> None:
         lambda x, b: ops.block_average(x, 4, backend=b),
         lambda x, b: ops.block_average_adjoint(x, 4, (23, 29), backend=b),
         lambda x, b: ops.separable_blur(x, torch.ones(3), torch.ones(5), "reflect", backend=b),
+        lambda x, b: ops.clip_gradient(x, x.flip(2), torch.ones(2), torch.full((2,), 3.0), x[..., :2], backend=b),
     ],
-    ids=["mask", "block_average", "block_average_adjoint", "separable_blur"],
+    ids=["mask", "block_average", "block_average_adjoint", "separable_blur", "clip_gradient"],
 )
 def test_strided_input(function) -> None:
     x = noise((2, 3, 8, 6)).mT

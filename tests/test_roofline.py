@@ -85,6 +85,7 @@ def test_beside_measurements(tmp_path: pathlib.Path) -> None:
     assert found >= {
         "natural_step, identity, noise", "natural_step, noise", "spectral, complex", "mask", "normals",
         "separable_blur, 17 x 17 taps", "block_average, factor 4", "block_average_adjoint, factor 4",
+        "clip_gradient, held, divided",
     }  # fmt: skip
     for row in report["kernels"] + report["tasks"]:
         assert row["predicted_seconds"] > 0

@@ -34,6 +34,13 @@ CASES: dict[str, tuple[str, tuple[Any, ...], Tensor]] = {
         (SPECTRUM, ENERGY, SPECTRUM.conj().resolve_conj(), RATIO, True),
         ops.spectral(SPECTRUM, ENERGY, SPECTRUM.conj().resolve_conj(), RATIO, update=True),
     ),
+    "gradient": (
+        "clip_gradient",
+        (X, X.flip(2), RATIO, RATIO + 1, BLOCKS),
+        ops.clip_gradient(X, X.flip(2), RATIO, RATIO + 1, BLOCKS),
+    ),
+    "gradient, divided": ("clip_gradient", (X, None, None, None, BLOCKS), ops.clip_gradient(X, residual=BLOCKS)),
+    "gradient as it is": ("clip_gradient", (X, None, None, None, None), ops.clip_gradient(X)),
 }
 
 

@@ -51,7 +51,8 @@ def told(row: Row) -> str:
 def test_every_kernel_compiles(code: dict[str, list[Row]], target: str) -> None:
     names = {row["kernel"] for row in code[target]}
     assert names == {
-        "natural_step", "perturb", "mask", "block_average", "block_average_adjoint", "blur_axis", "spectral", "normals",
+        "natural_step", "perturb", "mask", "block_average", "block_average_adjoint", "blur_axis", "spectral", "squares",
+        "clip_gradient", "normals",
     }  # fmt: skip
 
 
@@ -105,6 +106,12 @@ def table_bytes(row: Row) -> tuple[float, float]:
         if not constants["COMPLEX"]:
             return sum(kind.values()), 0
         return (sum(kind.values()) - kind["energy"]) / 2, kind["energy"] / 2  # an element is half a coefficient
+    if row["kernel"] == "squares":
+        parts = {"direction_ptr": "held", "residual_ptr": "per number measured"}
+        found = (TRAFFIC["clip_gradient"][part] for name, part in parts.items() if name in row["given"])
+        return sum(sum(part.values()) for part in found), 0
+    if row["kernel"] == "clip_gradient":
+        return sum(table["always"].values()), 0
     assert row["kernel"] == "normals"
     return table["always"]["out"], 0
 
@@ -128,7 +135,9 @@ def reads_once(row: Row) -> bool:
 @pytest.mark.parametrize("target", NVIDIA)
 def test_bytes_are_the_fewest_and_accesses_128_bits_wide(code: dict[str, list[Row]], target: str) -> None:
     rows = [row for row in code[target] if reads_once(row)]
-    assert {"natural_step", "perturb", "mask", "block_average", "spectral", "normals"} <= {r["kernel"] for r in rows}
+    assert {r["kernel"] for r in rows} >= {
+        "natural_step", "perturb", "mask", "block_average", "spectral", "squares", "clip_gradient", "normals",
+    }  # fmt: skip
     for row in rows:
         floats, small = table_bytes(row)
         assert row["loaded"] + row["stored"] == (floats + small) * tile(row), told(row)
@@ -148,7 +157,9 @@ def test_images_are_written_128_bits_wide_everywhere(code: dict[str, list[Row]],
 
 def test_accesses_are_128_bits_wide_on_amd(code: dict[str, list[Row]]) -> None:
     for row in code["gfx942"]:
-        if reads_once(row) and row["kernel"] != "block_average":
+        if reads_once(row) and row["kernel"] == "squares":  # writes sums alone
+            assert row["accesses"]["global_load_dwordx4"] > 0, told(row)
+        elif reads_once(row) and row["kernel"] != "block_average":
             assert row["accesses"]["global_store_dwordx4"] > 0, told(row)
             assert not any(name in row["accesses"] for name in ("global_store_dword", "global_store_dwordx2")) or (
                 row["constants"].get("PRECISION") == ISOTROPIC
@@ -163,6 +174,7 @@ def test_the_table_names_every_operation_of_the_launchers() -> None:
         "block_average_adjoint",
         "separable_blur",
         "spectral",
+        "clip_gradient",
         "normals",
     }
     assert set(TRAFFIC) == {*launchers, "unit"}

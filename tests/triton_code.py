@@ -30,7 +30,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8"}
+TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.uint8: "*u8"}
 
 # Rows of whole tiles, and items that begin anywhere.
 IMAGES, UNALIGNED = (2, 3, 64, 256), (3, 1, 7, 5)
@@ -73,6 +73,14 @@ def operators(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], None]]
                 f"{'complex' if kind.is_complex else 'real'}, {energies} energies",
                 lambda c=c, e=energy, r=ratio: triton_ops.spectral(c, e, c, r, torch.empty_like(c), len(e) == 1),
             )
+    one, few = torch.ones(shape[0]), torch.zeros(shape[0], 64)
+    for case, given in (
+        ("held and divided", (x, one, one, x)),
+        ("held", (x, one, one, None)),
+        ("divided by few", (None, None, None, few)),
+        ("neither", (None, None, None, None)),
+    ):
+        yield case, lambda given=given: triton_ops.clip_gradient(x, *given, torch.empty_like(x))
     seeds = torch.zeros(shape[0], dtype=torch.int64)
     yield "any", lambda: triton_ops.normals(seeds, 1, 0, torch.empty_like(x))
 

@@ -137,6 +137,8 @@ RMP_INLINE Float fused(Float a, Float b, Float c) {
 }
 
 RMP_INLINE float fused(float a, float b, float c) { return a * b + c; }
+// Rounds twice, which is once where the product is exact.
+RMP_INLINE Double fused(Double a, Double b, Double c) { return a * b + c; }
 
 RMP_INLINE Float root(Float v) {
 #if defined(__AVX512F__) && RMP_LANES == 16
@@ -151,6 +153,8 @@ RMP_INLINE Float root(Float v) {
   return result;
 #endif
 }
+
+RMP_INLINE double root(double v) { return __builtin_sqrt(v); }
 
 // Philox multiplies 32 by 32 bits to 64, which hardware does for every second lane only. So its words stay spread over
 // 64-bit lanes through all rounds; the upper halves hold rubbish.

@@ -14,7 +14,10 @@ namespace RMP_PATH {
 namespace {
 
 RMP_SCALAR float fused(float a, float b, float c) { return fmaf(a, b, c); }
+RMP_SCALAR double fused(double a, double b, double c) { return fma(a, b, c); }
 RMP_SCALAR float root(float v) { return sqrtf(v); }
+RMP_SCALAR double root(double v) { return sqrt(v); }
+RMP_SCALAR double widened(float v) { return static_cast<double>(v); }
 RMP_SCALAR float select(bool where, float yes, float no) { return where ? yes : no; }
 RMP_SCALAR std::int32_t minimum(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 RMP_SCALAR std::int32_t plus_modulo(std::int32_t a, std::uint32_t b) {

@@ -23,6 +23,17 @@ def spectral_change(coefficient, energy, data, noise_ratio):
 
 
 @triton.jit
+def gradient_scale(length, most, norm):
+    """min(1, most / (length / norm)) / norm, where lengths and norms of 0 divide nothing."""
+    norm = tl.where(norm == 0.0, 1.0, norm)
+    length /= norm
+    share = most / tl.where(length > 0.0, length, 1.0)
+    scale = tl.where((length > 0.0) & ((share >= 1.0) == 0), share, 1.0) / norm
+    largest = 3.4028234663852886e38  # float32
+    return tl.where(scale > largest, largest, scale).to(tl.float32)
+
+
+@triton.jit
 def precision_ratio(share, curvature):
     """v / v_fixed = 1 / (1 - share * curvature), kept inside [1/4, 4]."""
     return 1.0 / tl.minimum(tl.maximum(1.0 - share * curvature, 0.25), 4.0)

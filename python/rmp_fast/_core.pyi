@@ -129,6 +129,26 @@ def cosine_turn(
     2 for the rows; inversely 1 / c exp(i pi k / (2 n)). The spectrum is that of an orthonormal FFT.
     """
 
+def clip_gradient(
+    gradient: Tensor,
+    direction: Tensor | None,
+    limit: Tensor | None,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    scratch: Tensor | None = None,
+    path: str | None = None,
+    cuda_stream: int = 0,
+) -> None:
+    """g = gradient / ||residual||, out = g min(1, limit ||direction|| / (weight ||g||)), with norms of items.
+
+    gradient, direction, out (B, ...), `out` may be `gradient`; limit, weight (B,); residual (B, ...) of any size.
+    Without `direction`, `limit` and `weight` nothing is held to a length; without `residual`, or where its norm is 0,
+    nothing is divided. On a CUDA device `scratch` (B, chunks, 3) float64 holds the sums of squares of the items' chunks
+    of 4096 numbers, unless none of these is given.
+    """
+
 def normals(
     seeds: Tensor, evaluation: int, stream: int, out: Tensor, *, path: str | None = None, cuda_stream: int = 0
 ) -> None:

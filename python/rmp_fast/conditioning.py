@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .guidance import GRADIENTS, direction, gradient_weight
+from .guidance import GRADIENTS, direction, gradient_limit, gradient_weight
 from .operators import Linearised, LinearOperator, Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
 from .priors import Prior
@@ -50,7 +50,7 @@ class Conditioning:
         kept = guidance == "gaussian" and isinstance(self.form, Spectral) and self.form.into is not None
         self._transformed = torch.zeros(images, dtype=dtype, device=device) if kept else None
         self._ratios = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
-        self._weights = torch.zeros(looks, copies * shape[0], dtype=dtype, device=device)
+        self._weights, self._limits = torch.zeros_like(self._ratios), torch.zeros_like(self._ratios)
         self.solve_residual = torch.zeros(shape[0], dtype=dtype, device=device)
 
     def _make_form(self, op: LinearOperator) -> Form:
@@ -115,6 +115,7 @@ class Conditioning:
         numbers = math.prod(self._measurement_shape[1:])
         weight = gradient_weight(self.guidance, self.scale, levels, variance, noise_std, numbers)
         self._weights.copy_(weight.repeat(1, self._copies))
+        self._limits.copy_(gradient_limit(self.guidance, ratio).repeat(1, self._copies))
         return weight
 
     def load(self, measured: Tensor) -> None:
@@ -138,8 +139,8 @@ class Conditioning:
     def condition(self, denoised: Tensor, look: int, backward: Backward | None) -> Tensor:
         """d_y, or D where the step itself corrects it."""
         if backward is not None:
-            direction, bound = self.directions(denoised, look)
-            self.take_gradient(backward(direction), bound, look)
+            direction, residual = self.directions(denoised, look)
+            self.take_gradient(backward(direction), direction, residual, look)
             return denoised
         if self.guidance == "gauss_newton":
             return self._each_half(denoised, lambda half: self._gauss_newton(half, look))
@@ -161,22 +162,23 @@ class Conditioning:
             return correct(denoised)
         return torch.cat([correct(half) for half in denoised.chunk(self._copies)])
 
-    def directions(self, denoised: Tensor, look: int) -> tuple[Tensor, Tensor]:
-        """u of J^T u, (copies * B, ...), and the norm (copies * B,) that its weighted product may have."""
-        directions = [
-            direction(self.guidance, self.op, half, self.data, self._ratio(look), lambda r: self._gram_solve(r, look))
+    def directions(self, denoised: Tensor, look: int) -> tuple[Tensor, Tensor | None]:
+        """u of J^T u, and the residuals by whose norms it is divided or None, (copies * B, ...)."""
+        found = [
+            direction(self.guidance, self.op, half, self.data, lambda r: self._gram_solve(r, look))
             for half in denoised.chunk(self._copies)
         ]
-        return torch.cat([u for u, _ in directions]), torch.cat([bound for _, bound in directions])
+        if self._copies == 1:
+            return found[0]
+        residuals = [r for _, r in found if r is not None]
+        return torch.cat([u for u, _ in found]), torch.cat(residuals) if residuals else None
 
-    def take_gradient(self, gradient: Tensor, bound: Tensor, look: int) -> None:
-        """Keep J^T u for the step, held to its bound."""
-        assert self.gradient is not None
-        self.gradient.copy_(gradient)
+    def take_gradient(self, gradient: Tensor, direction: Tensor, residual: Tensor | None, look: int) -> None:
+        """Keep J^T u / ||r|| for the step, held to its length."""
+        held: dict[str, Any] = {}
         if self.scale is None:
-            length = self.gradient.flatten(1).norm(dim=1) * self._weights[look]
-            trusted = bound / torch.where(length > 0, length, 1)
-            self.gradient.mul_(trusted.clamp(max=1).reshape(-1, *[1] * (self.gradient.ndim - 1)))
+            held = {"direction": direction, "limit": self._limits[look], "weight": self._weights[look]}
+        ops.clip_gradient(gradient, **held, residual=residual, out=self.gradient, backend=self._backend)
 
     def _spectral(self, form: Spectral, denoised: Tensor, look: int) -> Tensor:
         into, memory = form.into, self._transformed

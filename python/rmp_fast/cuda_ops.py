@@ -12,13 +12,17 @@ from torch import Tensor
 __all__ = [
     "block_average",
     "block_average_adjoint",
+    "clip_gradient",
     "mask",
     "normals",
     "separable_blur",
     "spectral",
+    "squares_of",
     "stream",
     "unavailable_reason",
 ]
+
+_CHUNK = 4096  # kChunk of kernels/params.h
 
 
 @functools.cache
@@ -77,6 +81,24 @@ def separable_blur(x: Tensor, taps_v: Tensor, taps_h: Tensor, boundary: str, adj
 def spectral(c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: Tensor, update: bool) -> None:
     """The pointwise part of a spectral form."""
     _extension().spectral(c, energy, data, noise_ratio, out, update, cuda_stream=stream(c.device))
+
+
+def squares_of(gradient: Tensor, direction: Tensor | None, residual: Tensor | None) -> Tensor:
+    """The memory that a :func:`clip_gradient` of these needs, (B, chunks, 3) float64."""
+    sizes = [t.shape[1:].numel() for t in (direction, residual) if t is not None]
+    chunks = -(-max(sizes, default=0) // _CHUNK)
+    return torch.empty(gradient.shape[0], chunks, 3, dtype=torch.float64, device=gradient.device)
+
+
+def clip_gradient(
+    gradient: Tensor, direction: Tensor | None, limit: Tensor | None, weight: Tensor | None, residual: Tensor | None,
+    out: Tensor,
+) -> None:  # fmt: skip
+    """A gradient held to a length; torch's allocator lends the memory of the sums between the two passes."""
+    scratch = squares_of(gradient, direction, residual)
+    _extension().clip_gradient(
+        gradient, direction, limit, weight, residual, out, scratch=scratch, cuda_stream=stream(gradient.device)
+    )
 
 
 def normals(seeds: Tensor, evaluation: int, stream_index: int, out: Tensor) -> None:

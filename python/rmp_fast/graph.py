@@ -250,7 +250,7 @@ class _Pieces(Captured):
     measured: Tensor
     denoised: Tensor
     direction: Tensor
-    bound: Tensor
+    residual: Tensor | None
     returned: Tensor
     start: torch.cuda.CUDAGraph
     advance: list[torch.cuda.CUDAGraph]
@@ -306,8 +306,9 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
     made.measured, made.denoised = torch.zeros_like(buffers.y), images[0]
     if gradients:
         made.direction, made.returned = images[1:]
-    made.bound = torch.zeros(plan.inputs.shape[0], dtype=plan.dtype, device=plan.device)
-    own = (made.measured, made.bound, *images)
+    residuals = (plan.inputs.shape[0], *buffers.y.shape[1:])
+    made.residual = buffers.y.new_zeros(residuals) if plan.guidance == "dps" else None
+    own = [made.measured, *images, *([] if made.residual is None else [made.residual])]
     bytes_of_pieces = sum(t.numel() * t.element_size() for t in own)
     made.recording = dataclasses.replace(made.recording, bytes=buffers.bytes + bytes_of_pieces)
 
@@ -316,15 +317,16 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
         plan.steps[0][0].perturb(plan.looks_per_chain, 0)
 
     def direct(look: int) -> None:
-        direction, bound = conditioning.directions(made.denoised, look)
+        direction, residual = conditioning.directions(made.denoised, look)
         made.direction.copy_(direction)
-        made.bound.copy_(bound)
+        if made.residual is not None and residual is not None:
+            made.residual.copy_(residual)
 
     def advance(look: int) -> None:
         level, inner = divmod(look, plan.looks_per_level)
         d = made.denoised
         if gradients:
-            conditioning.take_gradient(made.returned, made.bound, look)
+            conditioning.take_gradient(made.returned, made.direction, made.residual, look)
         else:
             d = conditioning.condition(d, look, None)
         plan.steps[level % 2][min(inner, 1)](look, d, look + 1)

@@ -18,6 +18,7 @@ __all__ = [
     "check_guidance",
     "denoised_variance",
     "direction",
+    "gradient_limit",
     "gradient_weight",
     "usable",
 ]
@@ -87,23 +88,28 @@ def gradient_weight(
     return squared * score
 
 
-def direction(
-    guidance: str, op: Operator, denoised: Tensor, y: Tensor, noise_ratio: Tensor, solve: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """u of d_y = D + c J^T u with r = y - A(D), and the norm (B,) beyond which c J^T u is not to be trusted.
-
-    dps: A^T r / ||r|| per item (Chung et al., "Diffusion posterior sampling", arXiv 2209.14687, eq. 16); jensen: A^T r
-    (the same, eq. 11); pigdm: A^T (A A^T + q I)^-1 r (Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023).
-    For a nonlinear A, A^T is the transpose of its Jacobian at D.
+def gradient_limit(guidance: str, noise_ratio: Tensor) -> Tensor:
+    """The norm beyond which c J^T u / ||r|| is not to be trusted, per norm of u, for every q = sy^2 / r2.
 
     Some directions of an image vary far more than r2 has it, J is as much larger there, and the full step overshoots by
     that factor and diverges. So (**ours**) it is held to the length of the step that J = r2/s^2 I would take.
+    """
+    return torch.ones_like(noise_ratio) if guidance == "pigdm" else 1 / (1 + noise_ratio)
+
+
+def direction(
+    guidance: str, op: Operator, denoised: Tensor, y: Tensor, solve: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """u and r = y - A(D) of d_y = D + c J^T u / ||r||, with norms of items; None where nothing is divided.
+
+    dps: A^T r, divided by ||r|| (Chung et al., "Diffusion posterior sampling", arXiv 2209.14687, eq. 16); jensen: A^T r
+    (the same, eq. 11); pigdm: A^T (A A^T + q I)^-1 r (Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023).
+    For a nonlinear A, A^T is the transpose of its Jacobian at D.
 
     Args:
         guidance: one of :data:`GRADIENTS`.
         denoised, y: D (B, ...) and the measurement (B, ...).
-        noise_ratio: (B,) q = sy^2 / r2.
-        solve: r -> (A A^T + q I)^-1 r, for pigdm.
+        solve: r -> (A A^T + q I)^-1 r with q = sy^2 / r2, for pigdm.
     """
     if isinstance(op, LinearOperator):
         r = y - op.A(denoised)
@@ -113,12 +119,4 @@ def direction(
             point = denoised.detach().requires_grad_()
             r = y - op.A(point)
             (u,) = torch.autograd.grad(-0.5 * r.square().sum(), point)
-        r = r.detach()
-    length = u.flatten(1).norm(dim=1)
-    if guidance == "pigdm":
-        return u, length
-    if guidance == "dps":
-        norm = r.flatten(1).norm(dim=1)
-        # Where the residual is zero its adjoint is too, and so is the direction.
-        u = u / torch.where(norm > 0, norm, 1).reshape(-1, *[1] * (u.ndim - 1))
-    return u, length / (1 + noise_ratio)
+    return u.detach(), r.detach() if guidance == "dps" else None

@@ -30,6 +30,7 @@ __all__ = [
     "block_counts",
     "block_repeat",
     "boundary_index",
+    "clip_gradient",
     "fold",
     "kernels",
     "mask",
@@ -277,6 +278,54 @@ def spectral(
     return _into(out, delta if update else c + delta)
 
 
+def clip_gradient(
+    gradient: Tensor,
+    direction: Tensor | None = None,
+    limit: Tensor | None = None,
+    weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """g' = g / ||r||, times min(1, limit ||u|| / (weight ||g'||)), with the norms of every item.
+
+    Divided by ||r|| here, u need not be before g = J^T u is computed, which is linear. A residual of norm 0 divides
+    nothing.
+
+    Args:
+        gradient: g (B, *item).
+        direction: u, like ``gradient``; given with ``limit`` and ``weight`` (B,), or none of the three.
+        residual: r (B, ...), of any size.
+        out: where to write the result, contiguous, like ``gradient`` and possibly that itself.
+    """
+    if len({direction is None, limit is None, weight is None}) > 1:
+        raise ValueError("`direction`, `limit` and `weight` must be given together, or none of them")
+    given = (gradient, direction, residual)
+    compiled = kernels(backend, *(t for t in given if t is not None))
+    if compiled is not None:
+        out = _empty_like(gradient) if out is None else out
+        g, u, r = (None if t is None else t.detach().contiguous() for t in given)
+        per_item = [None if t is None else t.to(torch.float32).contiguous() for t in (limit, weight)]
+        compiled.clip_gradient(g, u, *per_item, r, out)
+        return out
+    scale = norm = gradient.new_ones(gradient.shape[0])
+    if residual is not None:
+        norm = _norms(residual)
+        norm = torch.where(norm == 0, 1, norm)
+    if direction is not None and limit is not None and weight is not None:
+        length = weight.to(gradient) * _norms(gradient) / norm
+        share = (limit.to(gradient) * _norms(direction) / length).clamp(max=1)
+        scale = torch.where(length > 0, share, 1)
+    scale = (scale / norm).clamp(max=torch.finfo(norm.dtype).max)
+    return _into(out, gradient * scale.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+def _norms(x: Tensor) -> Tensor:
+    norms: Tensor = x.flatten(1).norm(dim=1)
+    return norms
+
+
 # --- torch.ops.rmp_fast ----------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("rmp_fast", "DEF")
@@ -337,6 +386,12 @@ _register(
     "spectral",
     "Tensor c, Tensor energy, Tensor data, Tensor noise_ratio, bool update",
     lambda c, energy, data, noise_ratio, update, out: spectral(c, energy, data, noise_ratio, update=update, out=out),
+    _first_like,
+)
+_register(
+    "clip_gradient",
+    "Tensor gradient, Tensor? direction, Tensor? limit, Tensor? weight, Tensor? residual",
+    clip_gradient,
     _first_like,
 )
 

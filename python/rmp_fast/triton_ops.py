@@ -30,6 +30,7 @@ __all__ = [
     "block_average_adjoint",
     "check_shared",
     "check_size",
+    "clip_gradient",
     "interpreted",
     "item_size",
     "kernels",
@@ -301,6 +302,48 @@ def spectral(c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: 
         "COMPLEX": floats != size, "UPDATE": update, "SHARED_ENERGY": len(energy) == 1, **tiling,
     }  # fmt: skip
     Launch(kernels("spectral").spectral, items * tiles, warps, c.device, arguments).run()
+
+
+def clip_gradient(
+    gradient: Tensor, direction: Tensor | None, limit: Tensor | None, weight: Tensor | None, residual: Tensor | None,
+    out: Tensor,
+) -> None:  # fmt: skip
+    """See ``_core.clip_gradient``; allocates the sums that the first kernel leaves to the second."""
+    _, items, size = _items("gradient", gradient, _FLOAT)
+    device = gradient.device
+    check_buffer("out", out, _FLOAT, shape=gradient.shape, axes="(B, ...)", device=device)
+    if len({direction is None, limit is None, weight is None}) > 1:
+        raise ValueError("`direction`, `limit` and `weight` must be given together, or none of them")
+    if direction is not None:
+        check_buffer("direction", direction, _FLOAT, shape=gradient.shape, axes="(B, ...)", device=device)
+        for name, numbers in (("limit", limit), ("weight", weight)):
+            check_buffer(name, numbers, _FLOAT, shape=(items,), axes="(B,)", device=device)
+    others = 0
+    if residual is not None:
+        check_buffer("residual", residual, _FLOAT, device=device)
+        if residual.ndim == 0 or residual.shape[0] != items:
+            raise ValueError(f"`residual` must have shape (B, ...) = ({items}, ...), got {shape_text(residual.shape)}")
+        others = item_size(residual)
+        check_size("residual", others)
+    largest = max(size if direction is not None else 0, others)
+    sums, squares = 0, None
+    if largest:
+        columns, warps = tile_of(largest, device)
+        sums = -(-largest // columns)
+        squares = torch.empty(items, sums, 3, dtype=torch.float64, device=device)
+        lengths = [quarter(n) for n in (size, others)]
+        arguments = {
+            "gradient_ptr": gradient, "direction_ptr": direction, "residual_ptr": residual, "squares_ptr": squares,
+            "size": lengths[0][0], "residual_size": lengths[1][0], "tiles": sums, "ALIGNED": lengths[0][1],
+            "RESIDUAL_ALIGNED": lengths[1][1], "COLUMNS": columns,
+        }  # fmt: skip
+        Launch(kernels("clip_gradient").squares, items * sums, warps, device, arguments).run()
+    tiles, warps, tiling = tiles_of(size, device)
+    arguments = {
+        "gradient_ptr": gradient, "limit_ptr": limit, "weight_ptr": weight, "squares_ptr": squares, "out_ptr": out,
+        "sums": sums, "DIVIDED": residual is not None, **tiling,
+    }  # fmt: skip
+    Launch(kernels("clip_gradient").clip_gradient, items * tiles, warps, device, arguments).run()
 
 
 def signed(counter: int) -> int:

@@ -48,6 +48,7 @@ Truth operator<(Whole a, std::int32_t b) { return compared(a.v < b); }
 Word operator^(Word a, Word b) { return ++counts.integer, Word{a.v ^ b.v}; }
 
 Real fused(Real a, Real b, Real c) { return floating(std::fma(a.v, b.v, c.v)); }
+Real widened(Real a) { return special(a.v); }
 Real root(Real a) { return special(std::sqrt(a.v)); }
 Real select(Truth where, Real yes, Real no) { return ++counts.integer, where.v ? yes : no; }
 Whole minimum(Whole a, std::int32_t b) { return integer(a.v < b ? a.v : b); }
@@ -119,6 +120,7 @@ int main() {
   count("stepped", [&] { stepped(a, b, a, c, b, c); });
   count("conditioned", [&] { conditioned(a, b, c); });
   count("spectral_change", [&] { spectral_change(a, b, c, a); });
+  count("plus_square", [&] { plus_square(a, b); });
   count("precision_ratio", [&] { precision_ratio(a, b); });
   count("learned", [&] { learned(a, b, c); });
   const auto keys = philox_keys<Word>(1, 2);

@@ -150,6 +150,21 @@ def _cosine(arena: Arena) -> None:
     _core.cosine_turn(spectrum, x, *turns, inverse, path=pick(arena.choices, _PATHS))
 
 
+def _clip(arena: Arena) -> None:
+    shape = arena.shape()
+    gradient = arena.tensor(torch.float32, shape)
+    held = pick(arena.choices, (0, 1, 1, 2))
+    direction, limit, weight = (
+        arena.tensor(torch.float32, size) if held == 1 or (held == 2 and arena.choices.integer(0, 1)) else None
+        for size in (shape, shape[:1], shape[:1])
+    )
+    measured = (*shape[:1], *arena.shape()[1:]) if arena.choices.integer(0, 3) else arena.shape()
+    residual = arena.tensor(torch.float32, measured) if arena.choices.integer(0, 1) else None
+    out = gradient if arena.choices.integer(0, 2) == 0 else arena.tensor(torch.float32, shape)
+    scratch = None if arena.choices.integer(0, 3) else arena.tensor(torch.float64, (*shape[:1], 1, 3))
+    _core.clip_gradient(gradient, direction, limit, weight, residual, out, scratch=scratch, **_options(arena))
+
+
 def _normals(arena: Arena) -> None:
     shape = arena.shape()
     seeds = arena.tensor(torch.int64, shape[:1])
@@ -210,5 +225,5 @@ def _status(_: Arena) -> None:
 
 _CALLS = {
     "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "cosine": _cosine,
-    "normals": _normals, "philox": _philox, "NaturalStep": _step, "status": _status,
+    "clip_gradient": _clip, "normals": _normals, "philox": _philox, "NaturalStep": _step, "status": _status,
 }  # fmt: skip

@@ -160,7 +160,7 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
 
     Args:
         kernel: ``"mask"``, ``"block_average"``, ``"block_average_adjoint"``, ``"separable_blur"``, ``"spectral"``,
-            ``"cosine_fold"``, ``"cosine_turn"`` or ``"normals"``.
+            ``"cosine_fold"``, ``"cosine_turn"``, ``"clip_gradient"`` or ``"normals"``.
         arguments: the positional ones, as ``rmp_fast._core`` takes them.
     """
     if kernel == "mask":
@@ -202,8 +202,28 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
         return dataclasses.replace(
             made, options=("inverse",) * inverse, image_bytes=made.image_bytes + each, fresh_bytes=fresh
         )
+    if kernel == "clip_gradient":
+        return _clip_gradient(*arguments)
     seeds, _, _, out = arguments
     return _work("normals", out.numel() // seeds.numel(), ["always"]).of(seeds.numel())
+
+
+def _clip_gradient(gradient: Any, direction: Any, _limit: Any, _weight: Any, residual: Any, out: Any) -> Work:
+    parts = ["always"] + ["held"] * (direction is not None)
+    made = _work("clip_gradient", gradient[0].numel(), parts)
+    formulas, measured = dict(made.formulas), 0.0
+    if residual is not None:
+        numbers = residual[0].numel()
+        measured = numbers * sum(_traffic()["clip_gradient"]["per number measured"].values())
+        for formula, count in _formulas("clip_gradient", numbers, ["per number measured"]).items():
+            formulas[formula] = formulas.get(formula, 0.0) + count
+    sums = direction is not None or residual is not None
+    shown = ["held"] * (direction is not None) + ["divided"] * (residual is not None)
+    return dataclasses.replace(
+        made, options=tuple(shown), images=len(gradient), image_bytes=made.image_bytes + measured, formulas=formulas,
+        launches=_launches("clip_gradient", ["always"] + ["sums"] * sums),
+        fresh_bytes=0.0 if out.data_ptr() == gradient.data_ptr() else made.fresh_bytes,
+    )  # fmt: skip
 
 
 @functools.cache

@@ -59,6 +59,7 @@ _EAGER: dict[str, Callable[..., Tensor]] = {
     "spectral": lambda c, energy, data, ratio, out, update: ops.spectral(
         c, energy, data, ratio, update=update, backend="torch"
     ),
+    "clip_gradient": lambda *given: ops.clip_gradient(*given[:-1], backend="torch"),
     "normals": lambda seeds, evaluation, stream, out: (
         reference.normals(seeds, evaluation, stream, out[0].numel()).float().reshape(out.shape)
     ),
@@ -135,11 +136,13 @@ def calls(shape: Sequence[int], device: torch.device | str = "cpu") -> list[tupl
     factor, taps = min(FACTOR, height, width), taps.to(device)
     blocks = torch.rand(batch, channels, -(-height // factor), -(-width // factor), device=device)
     mask = (torch.rand(x.shape, device=device) > 0.5).to(torch.uint8)
+    gradient, limit = torch.rand(*shape, device=device), torch.full((batch,), 0.5, device=device)
     return [
         ("mask", (x, mask, out)),
         ("block_average", (x, factor, blocks)),
         ("block_average_adjoint", (blocks, factor, out)),
         ("separable_blur", (x, taps, taps, "reflect", False, out)),
+        ("clip_gradient", (x, gradient, limit, limit, blocks, out)),
         ("normals", (torch.arange(batch, device=device), 0, 0, out)),
     ]
 

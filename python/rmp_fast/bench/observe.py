@@ -23,7 +23,7 @@ Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
 _KERNELS = (
     "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "cosine_fold", "cosine_turn",
-    "normals",
+    "clip_gradient", "normals",
 )  # fmt: skip
 
 
