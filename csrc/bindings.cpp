@@ -50,9 +50,12 @@ PYBIND11_MODULE(_core, m) {
         py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("spectral", &rmp::spectral, "c"_a, "energy"_a, "data"_a, "noise_ratio"_a, "out"_a, "update"_a, py::kw_only(),
         "path"_a = py::none(), "cuda_stream"_a = 0);
-  m.def("cosine_fold", &rmp::cosine_fold, "x"_a, "out"_a, "inverse"_a, py::kw_only(), "path"_a = py::none());
-  m.def("cosine_turn", &rmp::cosine_turn, "spectrum"_a, "coefficients"_a, "turns_v"_a, "turns_h"_a, "inverse"_a,
-        py::kw_only(), "path"_a = py::none());
+  m.def("cosine_fold", &rmp::cosine_fold, "x"_a, "out"_a, py::kw_only(), "path"_a = py::none());
+  m.def("cosine_unfold", &rmp::cosine_unfold, "spectrum"_a, "out"_a, py::kw_only(), "path"_a = py::none());
+  m.def("cosine_turn", &rmp::cosine_turn, "spectrum"_a, "turns_v"_a, "turns_h"_a, "out"_a, py::kw_only(),
+        "path"_a = py::none());
+  m.def("cosine_turn_back", &rmp::cosine_turn_back, "coefficients"_a, "turns_v"_a, "turns_h"_a, py::kw_only(),
+        "path"_a = py::none());
   m.def("clip_gradient", &rmp::clip_gradient, "gradient"_a, "direction"_a, "limit"_a, "weight"_a, "residual"_a, "out"_a,
         py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none(),

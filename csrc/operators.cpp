@@ -66,6 +66,22 @@ std::unique_ptr<TensorView> optional_view(const py::object& tensor, const char* 
 
 const float* data_of(const std::unique_ptr<TensorView>& view) { return view ? view->data<float>() : nullptr; }
 
+TensorView complex_view(const py::object& tensor, const char* name, const Shape& shape, const char* axes) {
+  TensorView view(tensor, name);
+  view.with_dtype(DType::complex64).with_shape(shape, axes);
+  return view;
+}
+
+TensorView half_spectrum(const py::object& tensor, const TensorView& image) {
+  Shape shape = image.shape();
+  shape.back() = shape.back() / 2 + 1;
+  return complex_view(tensor, "spectrum", shape, "(..., H, W // 2 + 1)");
+}
+
+TensorView turns_view(const py::object& tensor, const char* name, std::int64_t axis) {
+  return complex_view(tensor, name, {axis / 2 + 1}, "(n // 2 + 1,)");
+}
+
 // The tensor between the two passes of a blur on a CUDA device.
 float* device_scratch(const py::object& scratch, const TensorView& source, const TensorView& target) {
   if (scratch.is_none()) throw py::value_error("`scratch` must be given for tensors on a CUDA device; like `out`");
@@ -222,7 +238,7 @@ void spectral(const py::object& c, const py::object& energy, const py::object& d
                         target.data<float>(), on.threads, on.queue});
 }
 
-void cosine_fold(const py::object& x, const py::object& out, bool inverse, const PathName& path) {
+void cosine_fold(const py::object& x, const py::object& out, const PathName& path) {
   const TensorView source = float_view(x, "x");
   TensorView target = float_view(out, "out");
   const Planes planes = planes_of(source);
@@ -231,28 +247,41 @@ void cosine_fold(const py::object& x, const py::object& out, bool inverse, const
     throw py::value_error("`out` must be another tensor than `x`");
   }
   const Target on = processor_of({&source, &target}, path);
-  launch(on.run->cosine_fold, CosineFoldParams{planes.count, planes.height, planes.width, inverse, source.data<float>(),
-                                               target.data<float>(), on.threads});
+  launch(on.run->cosine_fold, CosineParams{planes.count, planes.height, planes.width, nullptr, nullptr,
+                                           source.data<float>(), target.data<float>(), on.threads});
 }
 
-void cosine_turn(const py::object& spectrum, const py::object& coefficients, const py::object& turns_v,
-                 const py::object& turns_h, bool inverse, const PathName& path) {
-  const TensorView values = float_view(coefficients, "coefficients");
-  const Planes planes = planes_of(values);
-  Shape half = values.shape();
-  half.back() = planes.width / 2 + 1;
-  const auto complex_view = [](const py::object& tensor, const char* name, const Shape& shape, const char* axes) {
-    TensorView view(tensor, name);
-    view.with_dtype(DType::complex64).with_shape(shape, axes);
-    return view;
-  };
-  const TensorView folded = complex_view(spectrum, "spectrum", half, "(..., H, W // 2 + 1)");
-  const TensorView vertical = complex_view(turns_v, "turns_v", {planes.height / 2 + 1}, "(H // 2 + 1,)");
-  const TensorView horizontal = complex_view(turns_h, "turns_h", {planes.width / 2 + 1}, "(W // 2 + 1,)");
-  const Target on = processor_of({&values, &folded, &vertical, &horizontal}, path);
+void cosine_unfold(const py::object& spectrum, const py::object& out, const PathName& path) {
+  const TensorView target = float_view(out, "out");
+  const Planes planes = planes_of(target);
+  const TensorView source = half_spectrum(spectrum, target);
+  const Target on = processor_of({&source, &target}, path);
+  launch(on.run->cosine_unfold, CosineParams{planes.count, planes.height, planes.width, nullptr, nullptr,
+                                             source.data<float>(), target.data<float>(), on.threads});
+}
+
+void cosine_turn(const py::object& spectrum, const py::object& turns_v, const py::object& turns_h,
+                 const py::object& out, const PathName& path) {
+  const TensorView target = float_view(out, "out");
+  const Planes planes = planes_of(target);
+  const TensorView source = half_spectrum(spectrum, target);
+  const TensorView vertical = turns_view(turns_v, "turns_v", planes.height);
+  const TensorView horizontal = turns_view(turns_h, "turns_h", planes.width);
+  const Target on = processor_of({&source, &vertical, &horizontal, &target}, path);
   launch(on.run->cosine_turn,
-         CosineTurnParams{planes.count, planes.height, planes.width, inverse, vertical.data<float>(),
-                          horizontal.data<float>(), folded.data<float>(), values.data<float>(), on.threads});
+         CosineParams{planes.count, planes.height, planes.width, vertical.data<float>(), horizontal.data<float>(),
+                      source.data<float>(), target.data<float>(), on.threads});
+}
+
+void cosine_turn_back(const py::object& coefficients, const py::object& turns_v, const py::object& turns_h,
+                      const PathName& path) {
+  const TensorView target = float_view(coefficients, "coefficients");
+  const Planes planes = planes_of(target);
+  const TensorView vertical = turns_view(turns_v, "turns_v", planes.height);
+  const TensorView horizontal = turns_view(turns_h, "turns_h", planes.width);
+  const Target on = processor_of({&target, &vertical, &horizontal}, path);
+  launch(on.run->cosine_turn_back, CosineParams{planes.count, planes.height, planes.width, vertical.data<float>(),
+                                                horizontal.data<float>(), nullptr, target.data<float>(), on.threads});
 }
 
 void clip_gradient(const py::object& gradient, const py::object& direction, const py::object& limit,

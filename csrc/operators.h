@@ -25,9 +25,12 @@ void separable_blur(const pybind11::object& x, const pybind11::object& taps_v, c
 void spectral(const pybind11::object& c, const pybind11::object& energy, const pybind11::object& data,
               const pybind11::object& noise_ratio, const pybind11::object& out, bool update, const PathName& path,
               std::uintptr_t cuda_stream);
-void cosine_fold(const pybind11::object& x, const pybind11::object& out, bool inverse, const PathName& path);
-void cosine_turn(const pybind11::object& spectrum, const pybind11::object& coefficients,
-                 const pybind11::object& turns_v, const pybind11::object& turns_h, bool inverse, const PathName& path);
+void cosine_fold(const pybind11::object& x, const pybind11::object& out, const PathName& path);
+void cosine_unfold(const pybind11::object& spectrum, const pybind11::object& out, const PathName& path);
+void cosine_turn(const pybind11::object& spectrum, const pybind11::object& turns_v, const pybind11::object& turns_h,
+                 const pybind11::object& out, const PathName& path);
+void cosine_turn_back(const pybind11::object& coefficients, const pybind11::object& turns_v,
+                      const pybind11::object& turns_h, const PathName& path);
 void clip_gradient(const pybind11::object& gradient, const pybind11::object& direction, const pybind11::object& limit,
                    const pybind11::object& weight, const pybind11::object& residual, const pybind11::object& out,
                    const pybind11::object& scratch, const PathName& path, std::uintptr_t cuda_stream);

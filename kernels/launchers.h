@@ -16,8 +16,10 @@ struct Launchers {
   void (*clip_gradient)(const ClipParams&);
   void (*normals)(const NormalsParams&);
   // Null on a GPU, where matrices transform as fast.
-  void (*cosine_fold)(const CosineFoldParams&);
-  void (*cosine_turn)(const CosineTurnParams&);
+  void (*cosine_fold)(const CosineParams&);
+  void (*cosine_unfold)(const CosineParams&);
+  void (*cosine_turn)(const CosineParams&);
+  void (*cosine_turn_back)(const CosineParams&);
   // Philox4x32-10 of one counter, in place: the words that `normals` is made of.
   void (*philox)(std::uint32_t counter[4], const std::uint32_t key[2]);
 };
@@ -33,8 +35,10 @@ void separable_blur(const BlurParams&);
 void spectral(const SpectralParams&);
 void clip_gradient(const ClipParams&);
 void normals(const NormalsParams&);
-void cosine_fold(const CosineFoldParams&);
-void cosine_turn(const CosineTurnParams&);
+void cosine_fold(const CosineParams&);
+void cosine_unfold(const CosineParams&);
+void cosine_turn(const CosineParams&);
+void cosine_turn_back(const CosineParams&);
 void philox(std::uint32_t counter[4], const std::uint32_t key[2]);
 extern const Launchers launchers;
 }  // namespace RMP_PATH

@@ -145,23 +145,14 @@ struct SpectralParams {
   Queue queue;
 };
 
-// Samples of an image in the order that a cosine transform hands to the FFT, or back.
-struct CosineFoldParams {
+// Steps of a cosine transform, as cpu/cosine.cpp has them. Images, coefficients and Hartley numbers are (planes,
+// height, width), spectra (planes, height, width / 2 + 1) complex numbers as pairs.
+struct CosineParams {
   std::int64_t planes, height, width;
-  bool inverse;
-  const float* x;  // (planes, height, width)
-  float* out;      // (planes, height, width), not x
-  int threads;
-};
-
-// Between that spectrum and the coefficients of the cosine transform.
-struct CosineTurnParams {
-  std::int64_t planes, height, width;
-  bool inverse;                   // from the coefficients to the spectrum
-  const float* turns_vertical;    // (height / 2 + 1) complex numbers as pairs
+  const float* turns_vertical;    // (height / 2 + 1) pairs
   const float* turns_horizontal;  // (width / 2 + 1)
-  float* spectrum;                // (planes, height, width / 2 + 1), likewise
-  float* coefficients;            // (planes, height, width)
+  const float* x;                 // not `out`; null where that is changed in place
+  float* out;
   int threads;
 };
 

@@ -28,7 +28,7 @@ _NAMES = (
     "NaturalStep",
 )  # fmt: skip
 
-_COMPILED = ("philox", "cosine_fold", "cosine_turn")  # not in Triton
+_COMPILED = ("philox", "cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back")  # not in Triton
 
 
 def _simulation() -> Any:

@@ -54,9 +54,10 @@ def test_a_step_with_a_mask() -> None:
     assert own.operations_beside_normals == {"floating": 16 * N * 7, "integer": 0, "special": 0}
     assert own.normals == 16 * N
     assert own.launches == 1
-    # The CPU fetches the two arrays that are only written, or one of them where the new mean overwrites the old one.
-    assert own.cpu_bytes - own.bytes == 16 * N * 8
-    assert cost.natural_step(N, perturbed=True, in_place=True).fresh_bytes == N * 4
+    # Two arrays are only written, or one of them where the new mean overwrites the old one.
+    assert (own.fresh_bytes, own.overwritten_bytes) == (N * 8, 0)
+    in_place = cost.natural_step(N, perturbed=True, in_place=True)
+    assert (in_place.fresh_bytes, in_place.overwritten_bytes) == (N * 4, N * 4)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,13 @@ def test_operators() -> None:
     assert cost.call("spectral", (c, energy, c, None, c, True)).fresh_bytes == 0
     real = cost.call("spectral", (c.real, torch.empty(4, 40), c.real, None, out, False))
     assert (real.bytes, real.fresh_bytes) == (4 * 40 * 16, 40 * 4)
-    fold = cost.call("cosine_fold", (x, x, False))
-    assert (fold.bytes, fold.operations["floating"]) == (n * 8, 0)
     half = torch.empty(4, 3, 8, 5, dtype=torch.complex64)
-    for inverse, fresh in ((False, n * 4), (True, 4 * 3 * 40 * 8)):
-        turn = cost.call("cosine_turn", (half, x, None, None, inverse))
-        assert turn.bytes == n * 4 + 4 * 3 * 40 * 8
-        assert turn.images * turn.fresh_bytes == fresh
+    fold, unfold = cost.call("cosine_fold", (x, x)), cost.call("cosine_unfold", (half, x))
+    turn, back = cost.call("cosine_turn", (half, None, None, x)), cost.call("cosine_turn_back", (x, None, None))
+    assert [work.bytes for work in (fold, unfold, turn, back)] == [n * 8, n * 4 + 3840, n * 4 + 3840, n * 8]
+    assert [4 * work.fresh_bytes for work in (fold, unfold, turn, back)] == [n * 4, n * 4, n * 4, 0]
+    assert [4 * work.overwritten_bytes for work in (fold, unfold, turn, back)] == [0, 0, 0, n * 4]
+    assert [work.operations["floating"] for work in (fold, unfold, turn, back)] == [0, n, n * 5, n * 6]
     one = torch.ones(4)
     clipped = cost.call("clip_gradient", (x, x, one, one, blocks, torch.empty_like(x)))
     assert (clipped.name, clipped.launches) == ("clip_gradient, held, divided", 2)
@@ -127,13 +128,16 @@ def test_seconds_on_a_card_by_hand() -> None:
     assert 0.9 < card.memory_seconds(step) / card.seconds(step) < 1
 
 
-def test_on_a_processor_normals_come_on_top_and_stores_fetch_first() -> None:
+def test_on_a_processor_normals_hide_behind_reads() -> None:
     cpu = processor(bandwidth=20e9, fused=40e9, normal=1e-9)
     step = cost.natural_step(N, perturbed=True, in_place=True)
-    memory = N * (20 + 4) / 1.5 / 20e9
-    assert cpu.seconds(step) == pytest.approx(memory + N * 1e-9)
+    memory = N * 20 / 20e9
+    assert step.read_share == pytest.approx(12 / 20)
+    assert cpu.seconds(step) == pytest.approx(memory + N * 1e-9 - 0.6 * memory)
+    slow = processor(bandwidth=2e9, fused=40e9, normal=1e-9)
+    assert slow.seconds(step) == pytest.approx(10 * memory)
     blur = cost.call("separable_blur", (torch.empty(1, N), torch.empty(5), torch.empty(5), "reflect", False, None))
-    assert cpu.seconds(blur) == pytest.approx(N * 20 / 1.5 / 20e9 + N * 10 / 40e9)
+    assert cpu.seconds(blur) == pytest.approx(N * 16 / 20e9 + N * 10 / 40e9)
 
 
 def processor(bandwidth: float, fused: float, normal: float) -> Device:
@@ -146,7 +150,7 @@ def processor(bandwidth: float, fused: float, normal: float) -> Device:
 def test_cards_are_not_asked_for_what_a_processor_alone_does() -> None:
     found = chains.observed("gaussian_deblur", 128)
     assert [work.kernel for work in found.look] == [
-        "cosine_fold", "cosine_turn", "spectral", "cosine_turn", "cosine_fold", "natural_step",
+        "cosine_fold", "cosine_turn", "spectral", "cosine_turn_back", "cosine_unfold", "natural_step",
     ]  # fmt: skip
     kernels = roofline.predict("h100", ["gaussian_deblur"], [1], 128)["tasks"][0]["kernels"]
     assert kernels == ["spectral, real", "natural_step, noise"]
@@ -224,6 +228,26 @@ def test_library_calls_are_counted_with_their_bytes_and_views_are_not() -> None:
         assert (seen.calls, seen.bytes) == (2, 4 * (88 + 80))
         made.sum().item()
         assert seen.waits == 1
+
+
+PLAIN = {
+    "copies and additions": (cost.natural_step(N, perturbed=True, in_place=True), {"copy_", "add_"}),
+    "sums": (cost.natural_step(N, perturbed=True), {"copy_", "sum"}),
+    "fills": (cost.call("normals", (torch.empty(1), 0, 0, torch.empty(1, N))), {"fill_"}),
+    "more written than read": (cost.perturb(N, antithetic=True), {"copy_", "fill_"}),
+    "as much read as overwritten": (
+        cost.Work("made up", (), 1, 12.0 * N, 0.0, {}, 1, overwritten_bytes=5.0 * N), {"add_", "mul_"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("work", "names"), PLAIN.values(), ids=PLAIN)
+def test_plain_passes_move_as_many_bytes(work: cost.Work, names: set[str]) -> None:
+    run = observe.plain_passes(work)
+    with observe.LibraryCalls() as seen, torch.profiler.profile() as profiler:
+        run()
+    assert seen.bytes == pytest.approx(work.bytes, abs=64)
+    assert {event.key.removeprefix("aten::") for event in profiler.key_averages()} >= names
 
 
 def test_watching_a_plan_changes_nothing_and_ends() -> None:

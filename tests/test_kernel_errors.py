@@ -198,16 +198,20 @@ def test_calls_of_the_triton_step() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: _core.cosine_fold(X, X, False), ValueError, "`out` must be another tensor than `x`"),
-        (lambda: _core.cosine_fold(X, TAPS, False), ValueError,
+        (lambda: _core.cosine_fold(X, X), ValueError, "`out` must be another tensor than `x`"),
+        (lambda: _core.cosine_fold(X, TAPS), ValueError,
          "`out` must have shape (..., H, W) = (2, 3, 8, 6), got (3,)"),
-        (lambda: _core.cosine_fold(TAPS, TAPS, False), ValueError, "`x` must have shape (..., H, W), got (3,)"),
-        (lambda: _core.cosine_turn(C, X, TURNS[0], TURNS[1], False), ValueError,
+        (lambda: _core.cosine_fold(TAPS, TAPS), ValueError, "`x` must have shape (..., H, W), got (3,)"),
+        (lambda: _core.cosine_unfold(C, X), ValueError,
          "`spectrum` must have shape (..., H, W // 2 + 1) = (2, 3, 8, 4), got (2, 3, 8, 6)"),
-        (lambda: _core.cosine_turn(X[..., :4].contiguous(), X, TURNS[0], TURNS[1], False), TypeError,
+        (lambda: _core.cosine_turn(X[..., :4].contiguous(), *TURNS, X), TypeError,
          "`spectrum` must be torch.complex64, got torch.float32"),
-        (lambda: _core.cosine_turn(C[..., :4].contiguous(), X, TURNS[1], TURNS[1], True), ValueError,
-         "`turns_v` must have shape (H // 2 + 1,) = (5,), got (4,)"),
+        (lambda: _core.cosine_turn(C[..., :4].contiguous(), TURNS[0], TURNS[0], X), ValueError,
+         "`turns_h` must have shape (n // 2 + 1,) = (4,), got (5,)"),
+        (lambda: _core.cosine_turn_back(X, TURNS[1], TURNS[1]), ValueError,
+         "`turns_v` must have shape (n // 2 + 1,) = (5,), got (4,)"),
+        (lambda: _core.cosine_turn_back(C, *TURNS), TypeError,
+         "`coefficients` must be torch.float32, got torch.complex64"),
     ],
 )  # fmt: skip
 def test_cosine_transform_errors(call: Callable[[], None], error: type[Exception], message: str) -> None:

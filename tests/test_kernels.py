@@ -351,24 +351,23 @@ def test_cosine_transform(cpu_path: str, shape: tuple[int, ...]) -> None:
         pytest.skip("matrices transform there")
     on, x = kernels(cpu_path), torch.randn(shape)
     rows, columns = ([*range(0, n, 2), *reversed(range(1, n, 2))] for n in shape[2:])
-    folded, back = poisoned(shape), poisoned(shape)
-    on.cosine_fold(x, folded, False)
-    on.cosine_fold(folded, back, True)
+    folded, coefficients, back = poisoned(shape), poisoned(shape), poisoned(shape)
+    on.cosine_fold(x, folded)
     assert torch.equal(folded, x[..., rows, :][..., columns])
-    assert torch.equal(back, x)
 
     vertical, horizontal = (_cosine_turns(n) for n in shape[2:])
-    spectrum = rfft2(folded.double(), "ortho")
-    coefficients = poisoned(shape)
     turns = [t.to(torch.complex64) for t in (vertical / 2, horizontal)]
-    on.cosine_turn(spectrum.to(torch.complex64), coefficients, *turns, False)
+    on.cosine_turn(rfft2(folded.double(), "ortho").to(torch.complex64), *turns, coefficients)
     expected = torch.from_numpy(scipy.fft.dctn(x.double().numpy(), axes=(2, 3), norm="ortho")) if x.numel() else x
     # Some ten roundings, of the spectrum and the turns too, of numbers that grow with those of the spectrum.
     assert_close(coefficients, expected, 2e-6)
-    returned = poisoned(spectrum.shape, torch.complex64)
-    turns = [t.to(torch.complex64) for t in (1 / vertical, 1 / horizontal)]
-    on.cosine_turn(returned, coefficients, *turns, True)
-    assert_close(returned, spectrum, 2e-6)
+
+    hartley = coefficients.clone()
+    on.cosine_turn_back(hartley, *(t.to(torch.complex64) for t in (1 / vertical, 1 / horizontal)))
+    whole = torch.fft.fft2(folded.double(), norm="ortho") if x.numel() else folded
+    assert_close(hartley, whole.real - whole.imag if x.numel() else whole, 2e-6)
+    on.cosine_unfold(rfft2(hartley.double(), "ortho").to(torch.complex64), back)
+    assert_close(back, x.double(), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])

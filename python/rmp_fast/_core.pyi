@@ -116,17 +116,23 @@ def spectral(
     c, data, out (B, ...) float32 or complex64, `out` may be `c`; energy (1 or B, ...); noise_ratio (B,).
     """
 
-def cosine_fold(x: Tensor, out: Tensor, inverse: bool, *, path: str | None = None) -> None:
-    """Samples of both axes reordered to 0, 2, 4, ..., 5, 3, 1, or back; x, out (..., H, W) float32 on the CPU."""
+def cosine_fold(x: Tensor, out: Tensor, *, path: str | None = None) -> None:
+    """Samples of both axes in the order 0, 2, 4, ..., 5, 3, 1; x, out (..., H, W) float32 on the CPU."""
 
-def cosine_turn(
-    spectrum: Tensor, coefficients: Tensor, turns_v: Tensor, turns_h: Tensor, inverse: bool, *, path: str | None = None
-) -> None:
-    """Write the coefficients (..., H, W) of the cosine transform whose folded samples have this half spectrum, or the
-    spectrum (..., H, W // 2 + 1) of these coefficients, on the CPU.
+def cosine_unfold(spectrum: Tensor, out: Tensor, *, path: str | None = None) -> None:
+    """The image (..., H, W) whose folded samples have Hartley numbers of this half spectrum (..., H, W // 2 + 1)."""
+
+def cosine_turn(spectrum: Tensor, turns_v: Tensor, turns_h: Tensor, out: Tensor, *, path: str | None = None) -> None:
+    """The coefficients (..., H, W) of the cosine transform whose folded samples have this half spectrum.
 
     turns (n // 2 + 1,) complex64 of an axis of n: c exp(-i pi k / (2 n)) with c = 1 for k = 0, else sqrt(2), divided by
-    2 for the rows; inversely 1 / c exp(i pi k / (2 n)). The spectrum is that of an orthonormal FFT.
+    2 for the rows. The spectrum (..., H, W // 2 + 1) is that of an orthonormal FFT.
+    """
+
+def cosine_turn_back(coefficients: Tensor, turns_v: Tensor, turns_h: Tensor, *, path: str | None = None) -> None:
+    """Coefficients (..., H, W) become, in place, the Hartley numbers of the folded samples.
+
+    These are Re V - Im V with V the spectrum. turns: the reciprocals of c exp(-i pi k / (2 n)), for the rows too.
     """
 
 def clip_gradient(

@@ -139,16 +139,20 @@ def _spectral(arena: Arena) -> None:
 
 
 def _cosine(arena: Arena) -> None:
-    shape = arena.shape()
-    x, inverse = arena.tensor(torch.float32, shape), bool(arena.choices.integer(0, 1))
-    if arena.choices.integer(0, 1):
-        out = x if arena.choices.integer(0, 4) == 0 else arena.tensor(torch.float32, shape)
-        _core.cosine_fold(x, out, inverse, path=pick(arena.choices, _PATHS))
-        return
+    shape, path = arena.shape(), pick(arena.choices, _PATHS)
     height, width = shape[-2:] if len(shape) >= 2 else (1, 1)
-    spectrum = arena.tensor(torch.complex64, (*shape[:-1], width // 2 + 1))
+    image, spectrum = arena.tensor(torch.float32, shape), arena.tensor(torch.complex64, (*shape[:-1], width // 2 + 1))
     turns = [arena.tensor(torch.complex64, (n // 2 + 1,)) for n in (height, width)]
-    _core.cosine_turn(spectrum, x, *turns, inverse, path=pick(arena.choices, _PATHS))
+    step = arena.choices.integer(0, 3)
+    if step == 0:
+        out = image if arena.choices.integer(0, 4) == 0 else arena.tensor(torch.float32, shape)
+        _core.cosine_fold(image, out, path=path)
+    elif step == 1:
+        _core.cosine_unfold(spectrum, image, path=path)
+    elif step == 2:
+        _core.cosine_turn(spectrum, *turns, image, path=path)
+    else:
+        _core.cosine_turn_back(image, *turns, path=path)
 
 
 def _clip(arena: Arena) -> None:

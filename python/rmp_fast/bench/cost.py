@@ -20,7 +20,7 @@ __all__ = ["KINDS", "PROCESSOR_KERNELS", "Work", "call", "natural_step", "pertur
 KINDS = ("floating", "integer", "special")
 
 #: Those that run on a CPU alone: a card transforms by matrices.
-PROCESSOR_KERNELS = ("cosine_fold", "cosine_turn")
+PROCESSOR_KERNELS = ("cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Work:
         formulas: how often a formula is evaluated per item.
         launches: kernels that CUDA launches for it.
         fresh_bytes: of ``image_bytes``, written to memory that the kernel did not read: a CPU fetches it all the same.
+        overwritten_bytes: of ``image_bytes``, written where the kernel has read; the rest of ``image_bytes`` is read.
         staged: whether the CPU computes in a cache, on data fetched before, so that arithmetic and memory take turns.
     """
 
@@ -47,6 +48,7 @@ class Work:
     formulas: Mapping[str, float]
     launches: int
     fresh_bytes: float = 0.0
+    overwritten_bytes: float = 0.0
     staged: bool = False
 
     @property
@@ -60,9 +62,10 @@ class Work:
         return self.images * self.image_bytes + self.shared_bytes
 
     @property
-    def cpu_bytes(self) -> float:
-        """What passes between memory and a CPU: :attr:`bytes`, and what is fetched only to be overwritten."""
-        return self.bytes + self.images * self.fresh_bytes
+    def read_share(self) -> float:
+        """What part of :attr:`bytes` is read."""
+        written = self.images * (self.fresh_bytes + self.overwritten_bytes)
+        return 1 - written / self.bytes if self.bytes else 0.0
 
     @property
     def normals(self) -> float:
@@ -130,16 +133,18 @@ def natural_step(
     if blocks and not quads:
         launches += ["other blocks"] + ["other blocks antithetic"] * antithetic
     table = _traffic()["natural_step"]
-    fresh = 0.0 if in_place else table["always"]["next_mean"]
-    fresh += 0.0 if drawn or learned else table["always"]["input"]
+    read = {"next_mean": in_place, "input": drawn or learned}
+    fresh = sum(table["always"][name] for name, is_read in read.items() if not is_read)
     fresh += table["antithetic"]["input_mirror"] if antithetic else 0.0
+    overwritten = sum(table["always"][name] for name, is_read in read.items() if is_read)
+    overwritten += table["diagonal"]["curvature"] / 2 if precision == "diagonal" else 0.0
     shown = [] if correction == "none" else [correction.replace("_", " ")]
     shown += ["antithetic"] * antithetic + ["drawn"] * drawn + [f"{precision} precision"] * learned
     shown += ["noise"] * perturbed
     return dataclasses.replace(
         made, options=tuple(shown), image_bytes=made.image_bytes + per_image,
         formulas=_formulas("natural_step", numbers, formulas), launches=_launches("natural_step", launches),
-        fresh_bytes=fresh * numbers,
+        fresh_bytes=fresh * numbers, overwritten_bytes=overwritten * numbers,
     )  # fmt: skip
 
 
@@ -160,7 +165,7 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
 
     Args:
         kernel: ``"mask"``, ``"block_average"``, ``"block_average_adjoint"``, ``"separable_blur"``, ``"spectral"``,
-            ``"cosine_fold"``, ``"cosine_turn"``, ``"clip_gradient"`` or ``"normals"``.
+            ``"clip_gradient"``, ``"normals"`` or one of :data:`PROCESSOR_KERNELS`.
         arguments: the positional ones, as ``rmp_fast._core`` takes them.
     """
     if kernel == "mask":
@@ -181,26 +186,28 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
         made = _work(kernel, x[0].numel(), ["always"]).of(x.shape[0])
         shown = (f"{vertical.numel()} x {horizontal.numel()} taps", *(["adjoint"] if adjoint else []))
         return dataclasses.replace(
-            made, options=shown, formulas=_formulas(kernel, x[0].numel() * taps, ["per tap"]), staged=True
-        )
+            made, options=shown, formulas=_formulas(kernel, x[0].numel() * taps, ["per tap"]), staged=True,
+            overwritten_bytes=made.fresh_bytes,  # by the second pass
+        )  # fmt: skip
     if kernel == "spectral":
         c, energy, _, _, out, _ = arguments
         kind = "complex" if c.is_complex() else "real"
         once = ("energy",) if energy.shape[0] == 1 < c.shape[0] else ()
         made = _work(kernel, c[0].numel(), [kind], once).of(c.shape[0])
         overwrites = out.data_ptr() == c.data_ptr()
-        return dataclasses.replace(made, options=(kind,), fresh_bytes=0.0 if overwrites else made.fresh_bytes)
-    if kernel == "cosine_fold":
-        x, _, inverse = arguments
-        made = _work(kernel, x[0].numel(), ["always"]).of(x.shape[0])
-        return dataclasses.replace(made, options=("inverse",) * inverse)
-    if kernel == "cosine_turn":
-        spectrum, coefficients, _, _, inverse = arguments
-        made = _work(kernel, coefficients[0].numel(), ["always"]).of(coefficients.shape[0])
-        each = spectrum[0].numel() * spectrum.element_size()
-        fresh = each if inverse else made.fresh_bytes
         return dataclasses.replace(
-            made, options=("inverse",) * inverse, image_bytes=made.image_bytes + each, fresh_bytes=fresh
+            made, options=(kind,), fresh_bytes=0.0 if overwrites else made.fresh_bytes,
+            overwritten_bytes=made.fresh_bytes if overwrites else 0.0,
+        )  # fmt: skip
+    if kernel in PROCESSOR_KERNELS:
+        image = arguments[0] if kernel == "cosine_turn_back" else arguments[-1]
+        made = _work(kernel, image[0].numel(), ["always"])
+        spectrum = 0
+        if kernel in ("cosine_unfold", "cosine_turn"):
+            spectrum = sum(_traffic()[kernel]["per frequency"].values()) * arguments[0][0].numel()
+        overwritten = made.image_bytes / 2 if kernel == "cosine_turn_back" else 0.0
+        return dataclasses.replace(
+            made.of(len(image)), image_bytes=made.image_bytes + spectrum, overwritten_bytes=overwritten
         )
     if kernel == "clip_gradient":
         return _clip_gradient(*arguments)
@@ -219,10 +226,12 @@ def _clip_gradient(gradient: Any, direction: Any, _limit: Any, _weight: Any, res
             formulas[formula] = formulas.get(formula, 0.0) + count
     sums = direction is not None or residual is not None
     shown = ["held"] * (direction is not None) + ["divided"] * (residual is not None)
+    overwrites = out.data_ptr() == gradient.data_ptr()
     return dataclasses.replace(
         made, options=tuple(shown), images=len(gradient), image_bytes=made.image_bytes + measured, formulas=formulas,
         launches=_launches("clip_gradient", ["always"] + ["sums"] * sums),
-        fresh_bytes=0.0 if out.data_ptr() == gradient.data_ptr() else made.fresh_bytes,
+        fresh_bytes=0.0 if overwrites else made.fresh_bytes,
+        overwritten_bytes=made.fresh_bytes if overwrites else 0.0,
     )  # fmt: skip
 
 

@@ -18,12 +18,14 @@ class Device:
 
     Attributes:
         name: in words.
-        bandwidth: bytes per second that a plain copy reads plus writes; ``bandwidth_source`` where it is from.
+        bandwidth: bytes per second that a plain copy reads plus writes; ``bandwidth_source`` where it is from. On a CPU
+            that depends on how many are read, overwritten and written afresh, so it is that of plain passes like the
+            kernel (:func:`rmp_fast.bench.observe.plain_passes`).
         rates: instructions per second by kind, and ``"all"`` of any kind; ``rates_source``.
         start: seconds from one kernel's last byte to the next one's full speed, inside a graph.
         host_launch: seconds of the host for one launch without a graph; ``launch_source`` of both.
-        processor: a CPU, which fetches what it will overwrite, and computes normals and blurs in a cache while memory
-            waits. On a card some threads compute while others wait for memory.
+        processor: a CPU, which computes blurs in a cache while memory waits, and normals while it reads. On a card some
+            threads compute while others wait for memory.
         normal: seconds of a standard normal on a processor; cards make them from their instructions.
     """
 
@@ -39,9 +41,8 @@ class Device:
     normal: float = 0.0
 
     def memory_seconds(self, work: Work) -> float:
-        """Of its bytes at the copy bandwidth."""
-        # A copy of n bytes moves 1.5 n on a CPU: its half that is written is fetched before.
-        return (work.cpu_bytes / 1.5 if self.processor else work.bytes) / self.bandwidth
+        """Of its bytes at the bandwidth."""
+        return work.bytes / self.bandwidth
 
     def arithmetic_seconds(self, work: Work) -> float:
         """Of its instructions, at the rate of the kind that takes longest."""
@@ -59,7 +60,9 @@ class Device:
             return start + max(memory, work.normals * self.normal)
         floating = self._floating_seconds(work)
         together = memory + floating if work.staged else max(memory, floating)
-        return self.start + together + work.normals * self.normal
+        # The next tile is fetched while normals are made; what is written waits for them.
+        normals, reads = work.normals * self.normal, memory * work.read_share
+        return self.start + together + max(0.0, normals - reads)
 
     def _floating_seconds(self, work: Work) -> float:
         return work.operations_beside_normals["floating"] / self.rates["floating"]

@@ -256,20 +256,20 @@ def scaling(rows: Sequence[Row]) -> str:
     return _svg(figure, "scaling")
 
 
-def roofline(kernels: Sequence[dict[str, Any]], copy: float, arithmetic: float) -> str:
+def roofline(kernels: Sequence[dict[str, Any]], plain: float, arithmetic: float) -> str:
     """Every kernel at its operations per byte, under what memory and arithmetic allow.
 
     Args:
         kernels: with ``kernel``, ``intensity`` (operations per byte) and ``gops``.
-        copy: GB/s of a plain copy.
+        plain: GB/s of plain passes over memory.
         arithmetic: 10^9 operations per second of a matrix product.
     """
     figure, axes = _figure(1, 1, 10.5, 4.8)
     axis = axes[0][0]
     intensities = [kernel["intensity"] for kernel in kernels if kernel["intensity"] > 0]
-    knee = arithmetic / copy
+    knee = arithmetic / plain
     ends = min([*intensities, knee]) / 2, max([*intensities, knee]) * 2
-    axis.plot([ends[0], knee, ends[1]], [ends[0] * copy, arithmetic, arithmetic], color=INK, lw=1.4)
+    axis.plot([ends[0], knee, ends[1]], [ends[0] * plain, arithmetic, arithmetic], color=INK, lw=1.4)
     colours = list(dict.fromkeys(colour for colour, _ in STYLES.values()))
     for index, kernel in enumerate(kernels):
         if kernel["intensity"] > 0:

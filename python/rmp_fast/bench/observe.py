@@ -17,13 +17,13 @@ from ..plan import Plan
 from . import cost
 from .cost import Work
 
-__all__ = ["LibraryCalls", "copies", "kernel_calls"]
+__all__ = ["LibraryCalls", "copies", "kernel_calls", "plain_passes"]
 
 Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
 _KERNELS = (
-    "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "cosine_fold", "cosine_turn",
-    "clip_gradient", "normals",
+    "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "cosine_fold", "cosine_unfold",
+    "cosine_turn", "cosine_turn_back", "clip_gradient", "normals",
 )  # fmt: skip
 
 
@@ -139,19 +139,45 @@ class LibraryCalls(TorchDispatchMode):
         return result
 
 
-def copies(work: Work, device: torch.device | None = None) -> Callable[[], None]:
-    """Plain copies that read and write as many bytes as a kernel: on the CPU in arrays of about as many numbers, on
-    another device in one, since every copy there is a launch.
-    """
-    numbers = max(1, round(work.bytes / 8))
-    arrays = max(1, round(work.bytes / (2 * work.images * max(work.image_bytes / 5, 1))))
-    if device is not None and device.type != "cpu":
-        arrays = 1
-    length = -(-numbers // arrays)
-    pairs = [(torch.rand(length, device=device), torch.empty(length, device=device)) for _ in range(arrays)]
+def copies(work: Work, device: torch.device) -> Callable[[], None]:
+    """One plain copy that reads and writes as many bytes as a kernel."""
+    source = torch.rand(max(1, round(work.bytes / 8)), device=device)
+    target = torch.empty_like(source)
 
     def run() -> None:
-        for source, target in pairs:
-            target.copy_(source)
+        target.copy_(source)
 
     return run
+
+
+def plain_passes(work: Work) -> Callable[[], None]:
+    """Passes of torch over main memory that read, overwrite and write afresh as many bytes as a kernel.
+
+    A CPU fetches what it writes afresh and must find room for it, so that reads and both kinds of writes take their
+    own times, which also differ from processor to processor.
+    """
+    fresh, overwritten = work.images * work.fresh_bytes, work.images * work.overwritten_bytes
+    read = work.bytes - fresh - overwritten
+    # An addition reads twice what it overwrites, a multiplication as much; a copy reads what it writes.
+    copied = min(fresh, max(0.0, read - overwritten))
+    added = min(overwritten, max(0.0, read - copied - overwritten))
+    rest = max(0.0, read - copied - overwritten - added)
+    sizes = (copied, fresh - copied, added, overwritten - added, rest)
+    lengths = [round(size / 4) for size in sizes]
+    copied_from, copied_to, filled, added_to, added_from, scaled, summed = (
+        torch.rand(lengths[index]) for index in (0, 0, 1, 2, 2, 3, 4)
+    )
+    passes: list[tuple[Tensor, Callable[[], object]]] = [
+        (copied_to, lambda: copied_to.copy_(copied_from)),
+        (filled, lambda: filled.fill_(0.5)),
+        (added_to, lambda: added_to.add_(added_from, alpha=0.001)),
+        (scaled, lambda: scaled.mul_(0.999)),
+        (summed, summed.sum),
+    ]
+    wanted = [run for tensor, run in passes if tensor.numel()]
+
+    def all_of_them() -> None:
+        for run in wanted:
+            run()
+
+    return all_of_them

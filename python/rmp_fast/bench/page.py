@@ -275,10 +275,10 @@ def _scaling(results: Results, command: str) -> str:
 
 def _roofline(results: Results) -> str:
     data: dict[str, Any] = results.extras["roofline"]
-    svg = figures.roofline(data["kernels"], data["copy_gbps"], data["gops"])
+    svg = figures.roofline(data["kernels"], data["plain_gbps"], data["gops"])
     caption = (
-        "A kernel on the slope moves its bytes as fast as a plain copy does (the line is the median of copies of their "
-        "sizes; in a cache some are faster); on the flat, arithmetic limits it."
+        "A kernel on the slope moves its bytes as fast as plain passes of torch do (the line is the median of passes "
+        "that read and write as much; in a cache some are faster); on the flat, arithmetic limits it."
     )
     content = _figure(svg, caption) + _command(results.command, "roofline")
     return _section("Roofline of the kernels", "What bounds each kernel of ours.", content)

@@ -162,9 +162,10 @@ def measure(
 ) -> dict[str, Any]:
     """Predicted and measured seconds of the kernels on this machine's CPU.
 
-    Every kernel runs in the chains of the tasks, with a stand-in for the network. Between two looks runs a plain copy
-    that reads and writes as many bytes as the kernel, in buffers of its own; their ratio is what is told, since what
-    disturbs one disturbs the other. Normals are compute-bound: their rate is measured in a cache and comes on top.
+    Every kernel runs in the chains of the tasks, with a stand-in for the network. Between two looks run plain passes of
+    torch that read, overwrite and write afresh as many bytes as the kernel, in buffers of their own; their ratio is
+    what is told, since what disturbs one disturbs the other. Normals are compute-bound: their rate is measured in a
+    cache, and what reading does not hide of them comes on top.
 
     Args:
         tasks: of :data:`TASKS`; those that solve at every look run the kernels of the others.
@@ -174,7 +175,7 @@ def measure(
     Returns:
         JSON values: ``device``, ``side``, ``kernels`` and ``tasks`` (rows with ``predicted_seconds``, ``seconds`` and
         ``ratio``, measured over predicted), ``within`` (by threads, the memory-bound rows and how many of
-        them are near), and for a roofline figure ``copy_gbps``, ``gops`` and rows with ``intensity`` (operations per
+        them are near), and for a roofline figure ``plain_gbps``, ``gops`` and rows with ``intensity`` (operations per
         byte) and ``gops``.
 
     Raises:
@@ -213,7 +214,7 @@ def measure(
         "side": side,
         "kernels": kernels, "tasks": rows,
         "within": {str(count): _within([row for row in kernels if row["threads"] == count]) for count in threads},
-        "copy_gbps": statistics.median(row["copy_gbps"] for row in largest),
+        "plain_gbps": statistics.median(row["plain_gbps"] for row in largest),
         "gops": machine[str(max(threads))]["rates"]["floating"] / 1e9,
     }  # fmt: skip
 
@@ -260,25 +261,25 @@ def _limits() -> dict[str, Any]:
 
 
 def _row(work: Work, threads: int, pairs: Sequence[tuple[float, float]], limits: dict[str, Any]) -> dict[str, Any]:
-    """Prediction beside measurement, from pairs of the seconds of a kernel and of its copy."""
+    """Prediction beside measurement, from pairs of the seconds of a kernel and of the passes like it."""
 
-    def expected(copy: float) -> tuple[Device, float]:
+    def expected(plain: float) -> tuple[Device, float]:
         device = Device(
-            "cpu", work.bytes / copy, "a copy of as many bytes", limits["rates"], "a matrix product",
+            "cpu", work.bytes / plain, "plain passes of as many bytes", limits["rates"], "a matrix product",
             limits["start"], limits["start"], "a call on one number", True, limits["normal"],
         )  # fmt: skip
         return device, device.seconds(work)
 
-    copy = statistics.median(pair[1] for pair in pairs)
-    device, predicted = expected(copy)
+    alone = statistics.median(pair[1] for pair in pairs)
+    device, predicted = expected(alone)
     seconds = statistics.median(pair[0] for pair in pairs)
     memory, arithmetic = device.memory_seconds(work), device.arithmetic_seconds(work)
     return {
         "kernel": work.name, "images": work.images, "threads": threads, "bytes": work.bytes,
         "operations": work.operations, "predicted_seconds": predicted, "seconds": seconds,
         "ratio": statistics.median(kernel / expected(plain)[1] for kernel, plain in pairs),
-        "bound": _bound(memory, arithmetic, device.start), "copy_gbps": device.bandwidth / 1e9,
-        "gbps": work.bytes / seconds / 1e9, "bandwidth_share": copy / seconds, "samples": len(pairs),
+        "bound": _bound(memory, arithmetic, device.start), "plain_gbps": device.bandwidth / 1e9,
+        "gbps": work.bytes / seconds / 1e9, "bandwidth_share": alone / seconds, "samples": len(pairs),
         "intensity": sum(work.operations.values()) / work.bytes,
         "gops": sum(work.operations.values()) / seconds / 1e9,
     }  # fmt: skip
@@ -288,18 +289,18 @@ def _measured_chain(task: str, images: int, side: int, threads: int, limits: dic
     """The kernels between two evaluations of a task, in its chain."""
     clock = _clock()
     looks: list[list[tuple[Work, float]]] = [[]]
-    copies: dict[str, Callable[[], None]] = {}
+    passes: dict[str, Callable[[], None]] = {}
     pairs: dict[str, list[tuple[float, float]]] = {}
 
     def denoise(x: Tensor, s: Tensor) -> Tensor:
         for work, seconds in looks[-1] if len(looks) > 1 else ():  # not of the start
             name = work.name
-            if name not in copies:
-                copies[name] = observe.copies(work)
-                copies[name]()  # the first one finds no memory behind its pages
+            if name not in passes:
+                passes[name] = observe.plain_passes(work)
+                passes[name]()  # the first time there is no memory behind the pages
                 pairs[name] = []
             started = clock()
-            copies[name]()
+            passes[name]()
             pairs[name].append((seconds, clock() - started))
         looks.append([])
         return 0.9 * x
@@ -328,12 +329,12 @@ def _measured_task(task: str, images: int, threads: int, kernels: Sequence[dict[
 def _measured_call(kernel: str, arguments: tuple[Any, ...], threads: int, limits: dict[str, Any]) -> dict[str, Any]:
     core = ops.kernels("cpu", torch.empty(1))
     work = cost.call(kernel, arguments)
-    copy, function, clock = observe.copies(work), getattr(core, kernel), _clock()
+    plain, function, clock = observe.plain_passes(work), getattr(core, kernel), _clock()
     pairs = []
     for _ in range(12):
         started = clock()
         function(*arguments)
         between = clock()
-        copy()
+        plain()
         pairs.append((between - started, clock() - between))
     return _row(work, threads, pairs[2:], limits)

@@ -158,12 +158,12 @@ def _measured(report: dict[str, Any]) -> str:
         + ("; rows of several threads are not to be trusted" if report["device"]["busy"] else ""),
         "",
         *table(
-            ("kernel", *columns, "MB", "Mop", "predicted us", "measured us", "ratio", "bound", "GB/s", "copy GB/s"),
+            ("kernel", *columns, "MB", "Mop", "predicted us", "measured us", "ratio", "bound", "GB/s", "plain GB/s"),
             [
                 (
                     row["kernel"], row["threads"], row["images"], f"{row['bytes'] / 1e6:.2f}",
                     _millions(row["operations"]), *_micro(row, "predicted_seconds", "seconds"), f"{row['ratio']:.2f}",
-                    row["bound"], f"{row['gbps']:.1f}", f"{row['copy_gbps']:.1f}",
+                    row["bound"], f"{row['gbps']:.1f}", f"{row['plain_gbps']:.1f}",
                 )
                 for row in report["kernels"]
             ],
