@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from rmp_fast.bench import cost
+
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
 
@@ -177,4 +179,4 @@ def test_the_table_names_every_operation_of_the_launchers() -> None:
         "clip_gradient",
         "normals",
     }
-    assert set(TRAFFIC) == {*launchers, "unit"}
+    assert set(TRAFFIC) == {*launchers, *cost.PROCESSOR_KERNELS, "unit"}
