@@ -370,6 +370,31 @@ def test_cosine_transform(cpu_path: str, shape: tuple[int, ...]) -> None:
     assert_close(back, x.double(), 2e-6)
 
 
+def test_cosine_transform_at_any_thread_count_and_alone(cpu_path: str, threads: Callable[[int], None]) -> None:
+    if cpu_path == "cuda":
+        pytest.skip("matrices transform there")
+    on, x = kernels(cpu_path), torch.randn(2, 3, 90, 131, generator=torch.Generator().manual_seed(0))
+    turns = [_cosine_turns(n).to(torch.complex64) for n in x.shape[2:]]
+    spectrum = rfft2(x, "ortho")
+
+    def everything(x: Tensor, spectrum: Tensor) -> list[Tensor]:
+        folded, coefficients, back, hartley = poisoned(x.shape), poisoned(x.shape), poisoned(x.shape), x.clone()
+        on.cosine_fold(x, folded)
+        on.cosine_turn(spectrum, *turns, coefficients)
+        on.cosine_unfold(spectrum, back)
+        on.cosine_turn_back(hartley, *turns)
+        return [folded, coefficients, back, hartley]
+
+    made = []
+    for count in (1, 2, 4):
+        threads(count)
+        made.append(everything(x, spectrum))
+    for other in made[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    alone = everything(x[1:].clone(), spectrum[1:].clone())
+    assert all(torch.equal(a[1:], b) for a, b in zip(made[0], alone, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("update", [False, True])

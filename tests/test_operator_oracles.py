@@ -210,6 +210,7 @@ def test_the_cosine_transform_by_fft_is_that_by_matrices(shape: tuple[int, ...])
     torch.testing.assert_close(gradient, fast.synthesis(y), rtol=0, atol=1e-13)
     single = op.form(shape, where[0], torch.float32)
     compiled = single.analysis(d.detach().float())
+    # Coefficients and images of size 4, some twenty roundings of 2^-24.
     torch.testing.assert_close(compiled, coefficients.detach().float(), rtol=0, atol=5e-6)
     torch.testing.assert_close(single.synthesis(compiled), d.detach().float(), rtol=0, atol=5e-6)
     assert fast.energy.sum() > 0
