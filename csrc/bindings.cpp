@@ -56,6 +56,11 @@ PYBIND11_MODULE(_core, m) {
         "path"_a = py::none());
   m.def("cosine_turn_back", &rmp::cosine_turn_back, "coefficients"_a, "turns_v"_a, "turns_h"_a, py::kw_only(),
         "path"_a = py::none());
+  m.def("conjugate_step", &rmp::conjugate_step, "direction"_a, "image"_a, "solution"_a, "residual"_a, "squares"_a,
+        "product"_a, "least"_a, py::kw_only(), "path"_a = py::none());
+  m.def("conjugate_turn", &rmp::conjugate_turn, "direction"_a, "towards"_a, "residual"_a, "squares"_a, "product"_a,
+        py::kw_only(), "path"_a = py::none());
+  m.def("biharmonic", &rmp::biharmonic, "x"_a, "weight"_a, "plus"_a, "out"_a, py::kw_only(), "path"_a = py::none());
   m.def("clip_gradient", &rmp::clip_gradient, "gradient"_a, "direction"_a, "limit"_a, "weight"_a, "residual"_a, "out"_a,
         py::kw_only(), "scratch"_a = py::none(), "path"_a = py::none(), "cuda_stream"_a = 0);
   m.def("normals", &rmp::normals, "seeds"_a, "evaluation"_a, "stream"_a, "out"_a, py::kw_only(), "path"_a = py::none(),

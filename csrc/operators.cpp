@@ -60,6 +60,33 @@ Planes planes_of(const TensorView& images) {
   return {images.numel() ? images.numel() / (height * width) : 0, height, width};
 }
 
+void check_apart(const TensorView& x, const TensorView& out) {
+  if (x.numel() && x.data<float>() == out.data<float>()) {
+    throw py::value_error("`out` must be another tensor than `x`");
+  }
+}
+
+// Another tensor of the shape (B, ...) of `first`.
+TensorView like(const TensorView& first, const py::object& tensor, const char* name) {
+  check_axes(first, 1, "(B, ...)");
+  TensorView view = float_view(tensor, name);
+  view.with_shape(first.shape(), "(B, ...)");
+  return view;
+}
+
+TensorView doubles(const py::object& tensor, const char* name, std::int64_t items) {
+  TensorView view(tensor, name);
+  view.with_dtype(DType::float64).with_shape({items}, "(B,)");
+  return view;
+}
+
+void launch_sums(const Target& on, void (*launcher)(const ConjugateParams&), ConjugateParams& params) {
+  const std::unique_ptr<double[]> owned(new double[static_cast<std::size_t>(2 * params.items * params.chunks())]);
+  params.sums = owned.get();
+  params.threads = on.threads;
+  launch(launcher, params);
+}
+
 std::unique_ptr<TensorView> optional_view(const py::object& tensor, const char* name) {
   return tensor.is_none() ? nullptr : std::make_unique<TensorView>(float_view(tensor, name));
 }
@@ -243,9 +270,7 @@ void cosine_fold(const py::object& x, const py::object& out, const PathName& pat
   TensorView target = float_view(out, "out");
   const Planes planes = planes_of(source);
   target.with_shape(source.shape(), "(..., H, W)");
-  if (source.numel() && source.data<float>() == target.data<float>()) {
-    throw py::value_error("`out` must be another tensor than `x`");
-  }
+  check_apart(source, target);
   const Target on = processor_of({&source, &target}, path);
   launch(on.run->cosine_fold, CosineParams{planes.count, planes.height, planes.width, nullptr, nullptr,
                                            source.data<float>(), target.data<float>(), on.threads});
@@ -282,6 +307,55 @@ void cosine_turn_back(const py::object& coefficients, const py::object& turns_v,
   const Target on = processor_of({&target, &vertical, &horizontal}, path);
   launch(on.run->cosine_turn_back, CosineParams{planes.count, planes.height, planes.width, vertical.data<float>(),
                                                 horizontal.data<float>(), nullptr, target.data<float>(), on.threads});
+}
+
+void conjugate_step(const py::object& direction, const py::object& image, const py::object& solution,
+                    const py::object& residual, const py::object& squares, const py::object& product,
+                    const py::object& least, const PathName& path) {
+  const TensorView along = float_view(direction, "direction");
+  const TensorView mapped = like(along, image, "image"), found = like(along, solution, "solution"),
+                   left = like(along, residual, "residual");
+  const std::int64_t items = along.shape()[0];
+  const TensorView sizes = doubles(squares, "squares", items), products = doubles(product, "product", items),
+                   floors = doubles(least, "least", items);
+  const Target on = processor_of({&along, &mapped, &found, &left, &sizes, &products, &floors}, path);
+  ConjugateParams params{};
+  params.items = items, params.size = along.item_size();
+  params.direction = along.data<float>(), params.image = mapped.data<float>();
+  params.solution = found.data<float>(), params.residual = left.data<float>();
+  params.squares = sizes.data<double>(), params.product = products.data<double>();
+  params.least = floors.data<double>();
+  launch_sums(on, on.run->conjugate_step, params);
+}
+
+void conjugate_turn(const py::object& direction, const py::object& towards, const py::object& residual,
+                    const py::object& squares, const py::object& product, const PathName& path) {
+  const TensorView along = float_view(direction, "direction");
+  const TensorView wanted = like(along, towards, "towards"), left = like(along, residual, "residual");
+  const std::int64_t items = along.shape()[0];
+  const TensorView sizes = doubles(squares, "squares", items), products = doubles(product, "product", items);
+  const Target on = processor_of({&along, &wanted, &left, &sizes, &products}, path);
+  ConjugateParams params{};
+  params.items = items, params.size = along.item_size();
+  params.direction = along.data<float>(), params.towards = wanted.data<float>(), params.residual = left.data<float>();
+  params.squares = sizes.data<double>(), params.product = products.data<double>();
+  launch_sums(on, on.run->conjugate_turn, params);
+}
+
+void biharmonic(const py::object& x, float weight, const py::object& plus, const py::object& out,
+                const PathName& path) {
+  const TensorView source = float_view(x, "x");
+  TensorView added = float_view(plus, "plus"), target = float_view(out, "out");
+  const Planes planes = planes_of(source);
+  for (TensorView* view : {&added, &target}) view->with_shape(source.shape(), "(..., H, W)");
+  check_apart(source, target);
+  const Target on = processor_of({&source, &added, &target}, path);
+  if (!source.numel()) return;
+  BiharmonicParams params{planes.count,        planes.height,        planes.width, weight,    source.data<float>(),
+                          added.data<float>(), target.data<float>(), nullptr,      on.threads};
+  const auto owned = scratch_for(params.threads, BiharmonicParams::scratch_size(planes.width));
+  params.scratch = owned.get();
+  launch(on.run->biharmonic, params);
 }
 
 void clip_gradient(const py::object& gradient, const py::object& direction, const py::object& limit,

@@ -31,6 +31,14 @@ void cosine_turn(const pybind11::object& spectrum, const pybind11::object& turns
                  const pybind11::object& out, const PathName& path);
 void cosine_turn_back(const pybind11::object& coefficients, const pybind11::object& turns_v,
                       const pybind11::object& turns_h, const PathName& path);
+void conjugate_step(const pybind11::object& direction, const pybind11::object& image, const pybind11::object& solution,
+                    const pybind11::object& residual, const pybind11::object& squares, const pybind11::object& product,
+                    const pybind11::object& least, const PathName& path);
+void conjugate_turn(const pybind11::object& direction, const pybind11::object& towards,
+                    const pybind11::object& residual, const pybind11::object& squares, const pybind11::object& product,
+                    const PathName& path);
+void biharmonic(const pybind11::object& x, float weight, const pybind11::object& plus, const pybind11::object& out,
+                const PathName& path);
 void clip_gradient(const pybind11::object& gradient, const pybind11::object& direction, const pybind11::object& limit,
                    const pybind11::object& weight, const pybind11::object& residual, const pybind11::object& out,
                    const pybind11::object& scratch, const PathName& path, std::uintptr_t cuda_stream);

@@ -54,14 +54,20 @@ RMP_FORMULA F learned(F curvature, F seen, F rate) {
   return fused(rate, seen - curvature, curvature);
 }
 
-// --- Gradients -----------------------------------------------------------------------------------------------------
+// --- Sums over items -----------------------------------------------------------------------------------------------
 
-// A sum of squares and one more. The square of a float is exact in double, and always in range.
+// A sum of products and one more. The product of two floats is exact in double, and always in range.
+template <class D, class F>
+RMP_FORMULA D plus_product(D sum, F a, F b) {
+  return fused(widened(a), widened(b), sum);
+}
 template <class D, class F>
 RMP_FORMULA D plus_square(D sum, F value) {
   const D wide = widened(value);
   return fused(wide, wide, sum);
 }
+
+// --- Gradients -----------------------------------------------------------------------------------------------------
 
 // What a gradient is multiplied by, from sums of squares: 1 / |residual|, and no more than what makes `weight` times
 // the result as long as `limit` |direction|. A residual of norm 0 divides nothing, and where there is no length there

@@ -181,6 +181,36 @@ struct ClipParams {
   }
 };
 
+// Beside what the matrix does, on a CPU alone. Item by item: squares = |residual|^2, product = <residual, towards>.
+struct ConjugateParams {
+  std::int64_t items, size;
+  float* direction;      // (items, size)
+  const float* image;    // (items, size), the matrix times that; of a step
+  const float* towards;  // (items, size), the preconditioned residual, without preconditioner `residual`; of a turn
+  float* solution;       // (items, size)
+  float* residual;       // (items, size)
+  double* squares;       // (items)
+  double* product;       // (items)
+  const double* least;   // (items): with no more squares an item stays where it is
+  double* sums;          // (2, items, chunks())
+  int threads;
+
+  constexpr std::int64_t chunks() const { return ceil_div(size, kChunk); }
+};
+
+struct BiharmonicParams {
+  std::int64_t planes, height, width;
+  float weight;
+  const float* x;     // (planes, height, width)
+  const float* plus;  // (planes, height, width)
+  float* out;         // (planes, height, width), may be `plus`, not `x`
+  float* scratch;     // (threads, scratch_size(width))
+  int threads;
+
+  // Three rows of an image and three of differences.
+  static constexpr std::int64_t scratch_size(std::int64_t width) { return 6 * (width + kSlack); }
+};
+
 struct NormalsParams {
   std::int64_t items, size;
   const std::int64_t* seeds;  // (items)

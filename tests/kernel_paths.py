@@ -28,7 +28,11 @@ _NAMES = (
     "NaturalStep",
 )  # fmt: skip
 
-_COMPILED = ("philox", "cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back")  # not in Triton
+# Not in Triton.
+_COMPILED = (
+    "philox", "cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back", "conjugate_step", "conjugate_turn",
+    "biharmonic",
+)  # fmt: skip
 
 
 def _simulation() -> Any:

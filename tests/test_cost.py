@@ -102,6 +102,17 @@ def test_operators() -> None:
     assert [4 * work.fresh_bytes for work in (fold, unfold, turn, back)] == [n * 4, n * 4, n * 4, 0]
     assert [4 * work.overwritten_bytes for work in (fold, unfold, turn, back)] == [0, 0, 0, n * 4]
     assert [work.operations["floating"] for work in (fold, unfold, turn, back)] == [0, n, n * 5, n * 6]
+    step = cost.call("conjugate_step", (x, x, x, x, None, None, None))
+    assert (step.bytes, 4 * step.overwritten_bytes, step.fresh_bytes) == (n * 32, n * 8, 0)
+    other = torch.empty_like(x)
+    turns = [cost.call("conjugate_turn", (x, towards, x, None, None)) for towards in (x, other)]
+    assert [(turn.name, turn.bytes) for turn in turns] == [
+        ("conjugate_turn", n * 12), ("conjugate_turn, preconditioned", n * 20)
+    ]  # fmt: skip
+    smooth = [cost.call("biharmonic", (x, 0.02, plus, other)) for plus in (x, other)]
+    assert [(work.bytes, 4 * work.fresh_bytes, 4 * work.overwritten_bytes) for work in smooth] == [
+        (n * 12, n * 4, 0), (n * 12, 0, n * 4)
+    ]  # fmt: skip
     one = torch.ones(4)
     clipped = cost.call("clip_gradient", (x, x, one, one, blocks, torch.empty_like(x)))
     assert (clipped.name, clipped.launches) == ("clip_gradient, held, divided", 2)

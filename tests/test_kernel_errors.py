@@ -220,6 +220,31 @@ def test_cosine_transform_errors(call: Callable[[], None], error: type[Exception
     assert message in str(raised.value)
 
 
+NUMBERS = torch.zeros(2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _core.conjugate_step(X, X, X, TAPS, NUMBERS, NUMBERS, NUMBERS), ValueError,
+         "`residual` must have shape (B, ...) = (2, 3, 8, 6), got (3,)"),
+        (lambda: _core.conjugate_step(X, X, X, X, NUMBERS, NUMBERS, NUMBERS.float()), TypeError,
+         "`least` must be torch.float64, got torch.float32"),
+        (lambda: _core.conjugate_turn(X, X, X, NUMBERS[:1], NUMBERS), ValueError,
+         "`squares` must have shape (B,) = (2,), got (1,)"),
+        (lambda: _core.conjugate_turn(torch.tensor(1.0), X, X, NUMBERS, NUMBERS), ValueError,
+         "`direction` must have shape (B, ...), got ()"),
+        (lambda: _core.biharmonic(X, 0.1, X, X), ValueError, "`out` must be another tensor than `x`"),
+        (lambda: _core.biharmonic(X, 0.1, TAPS, X.clone()), ValueError,
+         "`plus` must have shape (..., H, W) = (2, 3, 8, 6), got (3,)"),
+    ],
+)  # fmt: skip
+def test_conjugate_gradient_errors(call: Callable[[], None], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    assert message in str(raised.value)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")
 def test_tensors_on_a_device_are_refused_with_the_reason() -> None:
     x, kept, out = (OnDevice(tensor) for tensor in (X, X.to(torch.uint8), X.clone()))

@@ -131,7 +131,7 @@ class Linear : public Measurement {
         for (std::int64_t i = item * size(); i < (item + 1) * size(); ++i) out[i] += ratio[item] * v[i];
       }
     };
-    adjoint(gradients_.solve(gram, measured_.data(), op_.iterations), image_.data(), on);
+    adjoint(gradients_.solve(gram, measured_.data(), op_.iterations, on), image_.data(), on);
     for (std::int64_t i = 0; i < image_.count(); ++i) denoised[i] += image_[i];
   }
   void apply(const float* x, float* y, const Context& on) override {

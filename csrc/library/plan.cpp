@@ -58,24 +58,6 @@ std::vector<rmp_fast_look> checked_looks(const rmp_fast_look* looks, std::int64_
   return copied(looks, count);
 }
 
-// out <- the sum of every pixel's differences to its neighbours; beyond the edge the image goes on flat.
-void laplacian(const ImageShape& shape, const float* x, float* out) {
-  const std::int64_t height = shape.height, width = shape.width, plane = height * width;
-  for (std::int64_t p = 0; p < shape.batch * shape.channels; ++p, x += plane, out += plane) {
-    for (std::int64_t i = 0; i < height; ++i) {
-      for (std::int64_t j = 0; j < width; ++j) {
-        const std::int64_t at = i * width + j;
-        float sum = 0.0f;
-        if (i) sum += x[at] - x[at - width];
-        if (i + 1 < height) sum += x[at] - x[at + width];
-        if (j) sum += x[at] - x[at - 1];
-        if (j + 1 < width) sum += x[at] - x[at + 1];
-        out[at] = sum;
-      }
-    }
-  }
-}
-
 }  // namespace
 
 Plan::Plan(const rmp_fast_options& options) : options_(options) {
@@ -154,7 +136,7 @@ void Plan::allocate() {
   }
   if (options_.start == RMP_FAST_START_SMOOTH) {
     smoother_ = ConjugateGradients(batch, size_);
-    for (Buffer<float>& buffer : smooth_) buffer = Buffer<float>(numel);
+    rows_ = Buffer<float>(product("threads", most_threads_, BiharmonicParams::scratch_size(shape_.width)));
     measured_ = Buffer<float>(product("the measurements", std::max<std::int64_t>(batch, 1), measurement_->size()));
   }
   params_.items = batch;
@@ -211,8 +193,8 @@ void Plan::fill_noise(const double* noise_std, std::int64_t count) {
 
 std::int64_t Plan::buffer_bytes() const {
   std::size_t bytes = looks_.bytes() + seeds_.bytes() + ok_.bytes() + partial_.bytes();
-  for (const Buffer<float>* buffer : {&means_[0], &means_[1], &inputs_, &denoised_, &curvature_, &levels_, &ratios_,
-                                      &smooth_[0], &smooth_[1], &measured_}) {
+  for (const Buffer<float>* buffer :
+       {&means_[0], &means_[1], &inputs_, &denoised_, &curvature_, &levels_, &ratios_, &rows_, &measured_}) {
     bytes += buffer->bytes();
   }
   return static_cast<std::int64_t>(bytes) + smoother_.bytes() + measurement_->buffer_bytes();
@@ -292,9 +274,9 @@ void Plan::smooth_start(const float* y, const Context& on) {
   const auto hessian = [&](const float* v, float* out) {
     measurement_->apply(v, measured_.data(), on);
     measurement_->adjoint(measured_.data(), out, on);
-    laplacian(shape_, v, smooth_[0].data());
-    laplacian(shape_, smooth_[0].data(), smooth_[1].data());
-    for (std::int64_t i = 0; i < smooth_[1].count(); ++i) out[i] += kWeight * smooth_[1][i];
+    BiharmonicParams smooth{
+        shape_.batch * shape_.channels, shape_.height, shape_.width, kWeight, v, out, out, rows_.data(), on.threads};
+    on.run->biharmonic(smooth);
   };
   const auto &guess = means_[0], &residual = means_[1];
   measurement_->adjoint(y, residual.data(), on);
@@ -302,7 +284,7 @@ void Plan::smooth_start(const float* y, const Context& on) {
     hessian(guess.data(), inputs_.data());  // which hold nothing yet
     for (std::int64_t i = 0; i < residual.count(); ++i) residual[i] -= inputs_[i];
   }
-  const float* solution = smoother_.solve(hessian, residual.data(), measurement_->start_iterations());
+  const float* solution = smoother_.solve(hessian, residual.data(), measurement_->start_iterations(), on);
   for (std::int64_t i = 0; i < guess.count(); ++i) guess[i] += solution[i];
   std::memcpy(means_[1].data(), guess.data(), guess.bytes());
 }

@@ -56,7 +56,7 @@ class Plan {
   Buffer<std::uint8_t> ok_;
   Buffer<double> partial_;
   ConjugateGradients smoother_;
-  Buffer<float> smooth_[2], measured_;
+  Buffer<float> rows_, measured_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 

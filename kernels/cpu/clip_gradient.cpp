@@ -1,27 +1,18 @@
 // Two passes over the batch: sums of squares by chunks, then the gradients times what follows from them.
 #include "kernels/cpu/parallel.h"
-#include "kernels/formulas.h"
+#include "kernels/cpu/sums.h"
 #include "kernels/launchers.h"
 
 namespace rmp {
 namespace RMP_PATH {
 namespace {
 
-// The sum of squares of one chunk of an item; 0 behind its end, and of null. Four sums take turns, because each
-// addition waits for the one before it.
+// The sum of squares of one chunk of an item; 0 behind its end, and of null.
 double squares_of(const float* x, std::int64_t size, std::int64_t item, std::int64_t chunk) {
   const std::int64_t begin = chunk * kChunk;
   if (!x || begin >= size) return 0.0;
   const float* first = x + item * size + begin;
-  const std::int64_t count = smaller(kChunk, size - begin);
-  Double sums[4] = {};
-  std::int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    for (int turn = 0; turn < 4; ++turn) sums[turn] = plus_square(sums[turn], load(first + i + turn * kLanes));
-  }
-  over(count - i, [&](std::int64_t rest, auto span)
-                      RMP_INLINE_LAMBDA { sums[0] = plus_square(sums[0], load(first + i + rest, span)); });
-  return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return sum_of_products(first, first, smaller(kChunk, size - begin));
 }
 
 float scale_of(const ClipParams& p, std::int64_t item) {

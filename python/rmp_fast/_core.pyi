@@ -135,6 +135,45 @@ def cosine_turn_back(coefficients: Tensor, turns_v: Tensor, turns_h: Tensor, *, 
     These are Re V - Im V with V the spectrum. turns: the reciprocals of c exp(-i pi k / (2 n)), for the rows too.
     """
 
+def conjugate_step(
+    direction: Tensor,
+    image: Tensor,
+    solution: Tensor,
+    residual: Tensor,
+    squares: Tensor,
+    product: Tensor,
+    least: Tensor,
+    *,
+    path: str | None = None,
+) -> None:
+    """A step of conjugate gradients along `direction`, which the matrix maps to `image`.
+
+    a = product / <direction, image>, 0 where squares <= least or nothing is curved; solution += a direction,
+    residual -= a image, squares = ||residual||^2, for every item. Tensors (B, ...) float32, numbers (B,) float64, on
+    the CPU.
+    """
+
+def conjugate_turn(
+    direction: Tensor,
+    towards: Tensor,
+    residual: Tensor,
+    squares: Tensor,
+    product: Tensor,
+    *,
+    path: str | None = None,
+) -> None:
+    """The next direction: towards + (now / product) direction; then product = now = <residual, towards>, per item.
+
+    `towards` is the preconditioned residual, without preconditioner `residual` itself, whose `squares` are known. A
+    product of 0 keeps nothing of the direction.
+    """
+
+def biharmonic(x: Tensor, weight: float, plus: Tensor, out: Tensor, *, path: str | None = None) -> None:
+    """out = plus + weight L L x, with L x the sum of every pixel's differences from its neighbours.
+
+    All (..., H, W) on the CPU; `out` may be `plus`.
+    """
+
 def clip_gradient(
     gradient: Tensor,
     direction: Tensor | None,

@@ -25,6 +25,7 @@ __all__ = [
     "BACKENDS",
     "BOUNDARIES",
     "available",
+    "biharmonic",
     "block_average",
     "block_average_adjoint",
     "block_counts",
@@ -319,6 +320,35 @@ def clip_gradient(
         scale = torch.where(length > 0, share, 1)
     scale = (scale / norm).clamp(max=torch.finfo(norm.dtype).max)
     return _into(out, gradient * scale.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+def biharmonic(x: Tensor, weight: float, plus: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``plus`` + weight L L x, with L x the sum of every pixel's differences from its neighbours.
+
+    L L x is the gradient of ||L x||^2 / 2. Beyond the edge x, and L x, go on flat. A kernel on the CPU, plain torch
+    elsewhere.
+
+    Args:
+        x: (B, C, H, W).
+        plus: like ``x``.
+        out: where to write the result, contiguous, another tensor than ``x``.
+    """
+    compiled = kernels("auto", x, plus) if x.device.type == "cpu" else None
+    if compiled is None:
+        return _into(out, plus.add(_laplacian(_laplacian(x)), alpha=weight))
+    out = _empty_like(x) if out is None else out
+    compiled.biharmonic(x.detach().contiguous(), weight, plus.detach().contiguous(), out)
+    return out
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for dim in (-1, -2):
+        last = x.shape[dim] - 1
+        difference = x.narrow(dim, 1, last) - x.narrow(dim, 0, last)
+        out.narrow(dim, 1, last).add_(difference)
+        out.narrow(dim, 0, last).sub_(difference)
+    return out
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from . import ops
 from ._checks import check_shape
 from .operators import LinearOperator
 from .operators.conjugate_gradients import conjugate_gradients
@@ -41,7 +41,7 @@ def smooth_start(
     """
 
     def hessian(x: Tensor) -> Tensor:
-        return op.normal(x).add(_laplacian(_laplacian(x)), alpha=weight)
+        return ops.biharmonic(x, weight, op.normal(x))
 
     check_shape("y", y, op.measurement_shape(image_shape))
     with phase("start"):
@@ -56,14 +56,3 @@ def smooth_start(
         if guess is None:
             return conjugate_gradients(hessian, gradient, steps).solution
         return guess + conjugate_gradients(hessian, gradient - hessian(guess), steps).solution
-
-
-def _laplacian(x: Tensor) -> Tensor:
-    """The sum of every pixel's differences to its neighbours; symmetric, and zero for a flat image."""
-    out = torch.zeros_like(x)
-    for dim in (-1, -2):
-        last = x.shape[dim] - 1
-        difference = x.narrow(dim, 1, last) - x.narrow(dim, 0, last)
-        out.narrow(dim, 1, last).add_(difference)
-        out.narrow(dim, 0, last).sub_(difference)
-    return out

@@ -120,6 +120,7 @@ int main() {
   count("stepped", [&] { stepped(a, b, a, c, b, c); });
   count("conditioned", [&] { conditioned(a, b, c); });
   count("spectral_change", [&] { spectral_change(a, b, c, a); });
+  count("plus_product", [&] { plus_product(a, b, c); });
   count("plus_square", [&] { plus_square(a, b); });
   count("precision_ratio", [&] { precision_ratio(a, b); });
   count("learned", [&] { learned(a, b, c); });

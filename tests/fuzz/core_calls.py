@@ -155,6 +155,21 @@ def _cosine(arena: Arena) -> None:
         _core.cosine_turn_back(image, *turns, path=path)
 
 
+def _conjugate(arena: Arena) -> None:
+    shape, path = arena.shape(), pick(arena.choices, _PATHS)
+    direction, *others = (arena.tensor(torch.float32, shape) for _ in range(4))
+    numbers = [arena.tensor(torch.float64, shape[:1]) for _ in range(3)]
+    step = arena.choices.integer(0, 2)
+    if step == 0:
+        _core.conjugate_step(direction, *others, *numbers, path=path)
+    elif step == 1:
+        towards = pick(arena.choices, others[:2])
+        _core.conjugate_turn(direction, towards, others[0], *numbers[:2], path=path)
+    else:
+        out = direction if arena.choices.integer(0, 4) == 0 else pick(arena.choices, others[:2])
+        _core.biharmonic(direction, pick(arena.choices, _FLOATS), others[0], out, path=path)
+
+
 def _clip(arena: Arena) -> None:
     shape = arena.shape()
     gradient = arena.tensor(torch.float32, shape)
@@ -230,5 +245,6 @@ def _status(_: Arena) -> None:
 
 _CALLS = {
     "mask": _mask, "block_average": _blocks, "separable_blur": _blur, "spectral": _spectral, "cosine": _cosine,
-    "clip_gradient": _clip, "normals": _normals, "philox": _philox, "NaturalStep": _step, "status": _status,
+    "conjugate": _conjugate, "clip_gradient": _clip, "normals": _normals, "philox": _philox, "NaturalStep": _step,
+    "status": _status,
 }  # fmt: skip

@@ -19,8 +19,13 @@ __all__ = ["KINDS", "PROCESSOR_KERNELS", "Work", "call", "natural_step", "pertur
 #: divisions, conversions).
 KINDS = ("floating", "integer", "special")
 
-#: Those that run on a CPU alone: a card transforms by matrices.
-PROCESSOR_KERNELS = ("cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back")
+_COSINE = ("cosine_fold", "cosine_unfold", "cosine_turn", "cosine_turn_back")
+#: Those that run on a CPU alone: a card transforms by matrices, and takes conjugate gradients from torch.
+PROCESSOR_KERNELS = (*_COSINE, "conjugate_step", "conjugate_turn", "biharmonic")
+
+
+# Arrays that are read once and written.
+_CHANGED = {"conjugate_step": ("solution", "residual"), "conjugate_turn": ("direction",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +204,7 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
             made, options=(kind,), fresh_bytes=0.0 if overwrites else made.fresh_bytes,
             overwritten_bytes=made.fresh_bytes if overwrites else 0.0,
         )  # fmt: skip
-    if kernel in PROCESSOR_KERNELS:
+    if kernel in _COSINE:
         image = arguments[0] if kernel == "cosine_turn_back" else arguments[-1]
         made = _work(kernel, image[0].numel(), ["always"])
         spectrum = 0
@@ -209,10 +214,28 @@ def call(kernel: str, arguments: tuple[Any, ...]) -> Work:
         return dataclasses.replace(
             made.of(len(image)), image_bytes=made.image_bytes + spectrum, overwritten_bytes=overwritten
         )
+    if kernel in ("conjugate_step", "conjugate_turn"):
+        return _conjugate(kernel, *arguments)
+    if kernel == "biharmonic":
+        x, _, plus, out = arguments
+        made = _work(kernel, x[0].numel(), ["always"]).of(len(x))
+        overwrites = out.data_ptr() == plus.data_ptr()
+        return dataclasses.replace(
+            made, fresh_bytes=0.0 if overwrites else made.fresh_bytes,
+            overwritten_bytes=made.fresh_bytes if overwrites else 0.0,
+        )  # fmt: skip
     if kernel == "clip_gradient":
         return _clip_gradient(*arguments)
     seeds, _, _, out = arguments
     return _work("normals", out.numel() // seeds.numel(), ["always"]).of(seeds.numel())
+
+
+def _conjugate(kernel: str, direction: Any, *others: Any) -> Work:
+    preconditioned = kernel == "conjugate_turn" and others[0].data_ptr() != others[1].data_ptr()
+    parts = ["always"] + ["preconditioned"] * preconditioned
+    made = _work(kernel, direction[0].numel(), parts).of(len(direction))
+    overwritten = direction[0].numel() * sum(_traffic()[kernel]["always"][name] / 2 for name in _CHANGED[kernel])
+    return dataclasses.replace(made, options=("preconditioned",) * preconditioned, overwritten_bytes=overwritten)
 
 
 def _clip_gradient(gradient: Any, direction: Any, _limit: Any, _weight: Any, residual: Any, out: Any) -> Work:

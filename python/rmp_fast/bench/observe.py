@@ -23,7 +23,7 @@ Seen = Callable[[Work, float], None]
 Clock = Callable[[], float]
 _KERNELS = (
     "mask", "block_average", "block_average_adjoint", "separable_blur", "spectral", "cosine_fold", "cosine_unfold",
-    "cosine_turn", "cosine_turn_back", "clip_gradient", "normals",
+    "cosine_turn", "cosine_turn_back", "conjugate_step", "conjugate_turn", "biharmonic", "clip_gradient", "normals",
 )  # fmt: skip
 
 

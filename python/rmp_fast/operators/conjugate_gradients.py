@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import ops
+
 __all__ = ["Solution", "conjugate_gradients"]
+
+_Map = Callable[[Tensor], Tensor]
 
 
 class Solution(NamedTuple):
@@ -19,10 +23,10 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(
-    gram: Callable[[Tensor], Tensor],
+    gram: _Map,
     rhs: Tensor,
     iterations: int,
-    preconditioner: Callable[[Tensor], Tensor] | None = None,
+    preconditioner: _Map | None = None,
 ) -> Solution:
     """Solve G z = rhs for every item on its own, from z = 0.
 
@@ -40,13 +44,16 @@ def conjugate_gradients(
     """
     if iterations < 1:
         raise ValueError(f"`iterations` must be >= 1, got {iterations}")
+    if rhs.device.type == "cpu" and not torch.is_grad_enabled():
+        compiled = ops.kernels("auto", rhs) if rhs.dtype == torch.float32 else None
+        if compiled is not None:
+            return _compiled(compiled, gram, rhs, iterations, preconditioner)
     solution = torch.zeros_like(rhs)
     residual = rhs
     direction = residual if preconditioner is None else preconditioner(residual)
-    size = start = _dot(residual, residual)
+    size = _dot(residual, residual)
     product = size if preconditioner is None else _dot(residual, direction)
-    # Below it the residual of a singular system is rounding outside the range, which further steps would blow up.
-    reached = (8 * torch.finfo(rhs.dtype).eps) ** 2 * start
+    reached = _least(rhs.dtype) * size
     for _ in range(iterations):
         image = gram(direction)
         step = _ratio(product, _dot(direction, image)) * (size > reached)
@@ -56,9 +63,37 @@ def conjugate_gradients(
         size, previous = _dot(residual, residual), product
         product = size if preconditioner is None else _dot(residual, towards)
         direction = torch.addcmul(towards, _ratio(product, previous), direction)
+    return _solution(gram, rhs, solution)
+
+
+def _compiled(kernels: Any, gram: _Map, rhs: Tensor, iterations: int, preconditioner: _Map | None) -> Solution:
+    """The same by the kernels of a CPU."""
+    residual = rhs.clone(memory_format=torch.contiguous_format)
+    solution, direction = torch.zeros_like(residual), torch.zeros_like(residual)
+    squares, product, least = torch.zeros(3, len(rhs), dtype=torch.float64)
+    # The first step has no direction yet, and leaves the squares of the residual.
+    for step in range(iterations + 1):
+        image = gram(direction).contiguous() if step else direction
+        kernels.conjugate_step(direction, image, solution, residual, squares, product, least)
+        if step == 0:
+            least = _least(rhs.dtype) * squares
+        if step < iterations:
+            towards = residual if preconditioner is None else preconditioner(residual).contiguous()
+            kernels.conjugate_turn(direction, towards, residual, squares, product)
+    return _solution(gram, rhs, solution)
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The share of ||rhs||^2 below which the residual of a singular system is rounding outside the range.
+
+    Further steps would blow it up.
+    """
+    return float((8 * torch.finfo(dtype).eps) ** 2)
+
+
+def _solution(gram: _Map, rhs: Tensor, solution: Tensor) -> Solution:
     left = rhs - gram(solution)
-    norms = _ratio(_dot(left, left), start).sqrt()
-    return Solution(solution, norms.flatten())
+    return Solution(solution, _ratio(_dot(left, left), _dot(rhs, rhs)).sqrt().flatten())
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

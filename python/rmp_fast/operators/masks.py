@@ -125,6 +125,10 @@ class Inpainting(LinearOperator):
     def _transpose(self, y: Tensor, image_shape: Shape) -> Tensor:
         return ops.mask(y, self._mask_for(image_shape[1:], y.device))
 
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x, which is A x."""
+        return self.A(x)
+
     def _solve(self, r: Tensor, r2: Tensor, variance: Tensor, image_shape: Shape) -> Tensor:
         return r * pseudo_reciprocal(r2 * self._mask_for(image_shape[1:], r.device) + variance)
 
