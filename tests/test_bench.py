@@ -337,6 +337,14 @@ def test_rmp_has_an_arm_for_every_preset_that_holds(prior: Any) -> None:
     assert (only.evaluations, only.settings) == (methods.EQUAL, "untuned")
 
 
+def test_methods_that_run_the_same_chain_share_a_picture() -> None:
+    chains = {name: methods.chain_of(name) for name in methods.METHODS}
+    assert {chains[name] for name in (*methods.OURS, *methods.EAGER)} == {"rmp", "rmp-untuned"}
+    assert {chains[name] for name in methods.EAGER} == {"rmp-untuned"}
+    assert all(chains[chain] == chain and chain in methods.METHODS for chain in chains.values())
+    assert len(set(chains.values())) == len(methods.METHODS) - len(methods.OURS) - len(methods.EAGER) + 2
+
+
 def test_operators_without_a_few_lines_of_torch_have_no_eager_arm(prior: Any) -> None:
     op = rmp.operators.Blur(rmp.operators.motion_kernel(9, 45), boundary="reflect")
     arms, left_out = methods.arms(make(prior, "motion_deblur", op), ["eager", "ddrm"], 4)

@@ -34,6 +34,7 @@ __all__ = [
     "TUNED",
     "arms",
     "as_settings",
+    "chain_of",
     "eager_chain",
     "plan_normals",
     "tuned_settings",
@@ -138,6 +139,13 @@ def tuned_settings(name: str, evaluations: int, task: str = "", prior: str = "")
 def _tuned() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.exists() else {}
     return found
+
+
+def chain_of(name: str) -> str:
+    """The first method whose chain is that of ``name``, which may only run its network, or the rest, otherwise."""
+    for suffix in ("-compiled", "-bfloat16", "-graph"):
+        name = name.removesuffix(suffix)
+    return "rmp-untuned" if name == "eager" else name
 
 
 def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = None) -> tuple[list[Arm], dict[str, str]]:

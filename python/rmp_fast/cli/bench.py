@@ -367,17 +367,17 @@ def _print(results: Results) -> None:
 
 
 def _write_pictures(bench: Bench, task: str, measured: Sequence[Measured]) -> None:
-    """The first image as every method left it: ours, and of the others each method's best row."""
+    """The first image as every chain left it, each in its best row, however its network was run."""
     if not measured:
         return
     given = bench.problems[task]
     best: dict[str, tuple[float, Measured]] = {}
     for one in measured:
         error = float((one.result.mean[0] - given.truth[0]).square().mean())
-        if one.arm.method not in best or error < best[one.arm.method][0]:
-            best[one.arm.method] = error, one
-    same = (*methods.COMPILED, *methods.EAGER, *methods.GRAPHS)
-    shown = [one for name, (_, one) in best.items() if name not in same][: MOST_TILES - 2]
+        chain = methods.chain_of(one.arm.method)
+        if chain not in best or error < best[chain][0]:
+            best[chain] = error, one
+    shown = [one for _, one in best.values()][: MOST_TILES - 2]
     tiles = [("measurement", "", _unit(_visible(given)))]
     for one in shown:
         found = bench.results.rows.get(row(one, given.truth, "quality", task, bench.where).key)
