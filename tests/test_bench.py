@@ -24,7 +24,7 @@ from test_cli import photo, process, save
 
 import rmp_fast as rmp
 from rmp_fast import engine
-from rmp_fast.bench import analysis, harness, methods, results
+from rmp_fast.bench import analysis, figures, harness, methods, results
 from rmp_fast.bench.harness import AbsentError, Arm, CheckError, Result
 from rmp_fast.bench.page import _share
 from rmp_fast.bench.problem import Problem, network_rounding
@@ -229,7 +229,7 @@ def test_quick_says_what_it_leaves_out(
     told = capsys.readouterr().err
     names = {
         "rmp-compiled", "rmp-bfloat16", "rmp-untuned-compiled", "rmp-untuned-bfloat16", "eager-compiled",
-        "eager-bfloat16",
+        "eager-bfloat16", "rmp-flips-bfloat16",
     }  # fmt: skip
     compiling = re.search(r"left out (.*): compiling takes minutes", told)
     assert compiling is not None
@@ -337,12 +337,30 @@ def test_rmp_has_an_arm_for_every_preset_that_holds(prior: Any) -> None:
     assert (only.evaluations, only.settings) == (methods.EQUAL, "untuned")
 
 
+def test_every_method_has_a_colour_and_a_marker_of_its_own() -> None:
+    assert set(figures.STYLES) == set(methods.METHODS)
+    filled = [style for name, style in figures.STYLES.items() if not name.startswith("deepinv-")]
+    assert len(set(filled)) == len(filled)
+
+
 def test_methods_that_run_the_same_chain_share_a_picture() -> None:
     chains = {name: methods.chain_of(name) for name in methods.METHODS}
-    assert {chains[name] for name in (*methods.OURS, *methods.EAGER)} == {"rmp", "rmp-untuned"}
+    assert {chains[name] for name in (*methods.OURS, *methods.EAGER)} == {"rmp", "rmp-flips", "rmp-untuned"}
     assert {chains[name] for name in methods.EAGER} == {"rmp-untuned"}
-    assert all(chains[chain] == chain and chain in methods.METHODS for chain in chains.values())
-    assert len(set(chains.values())) == len(methods.METHODS) - len(methods.OURS) - len(methods.EAGER) + 2
+    assert all(methods.chain_of(chain) == chain for chain in chains.values())
+    assert len(set(chains.values())) == len(methods.METHODS) - len(methods.OURS) - len(methods.EAGER) + 3
+
+
+def test_mirror_images_count_as_evaluations(prior: Any) -> None:
+    given = make(prior, "sr4", rmp.operators.SuperResolution(4))
+    ((arm,), left_out) = methods.arms(given, ["rmp-flips-bfloat16"], 8)
+    assert not left_out
+    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-8", 8, "untuned")
+    ((arm,), _) = methods.arms(given, ["rmp-flips-bfloat16"])
+    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-80", 80, "preset")
+    closed = rmp.priors.from_denoiser(lambda x, s: x, data_variance=1.0)
+    _, left_out = methods.arms(dataclasses.replace(given, prior=closed), ["rmp-flips-bfloat16"])
+    assert "mirror images are of priors made of a network" in left_out["rmp-flips-bfloat16"]
 
 
 def test_operators_without_a_few_lines_of_torch_have_no_eager_arm(prior: Any) -> None:

@@ -22,6 +22,7 @@ STYLES = {
     "rmp": ("#d64545", "o"),
     "rmp-compiled": ("#d64545", "D"),
     "rmp-bfloat16": ("#d64545", "*"),
+    "rmp-flips-bfloat16": ("#d64545", "d"),
     "rmp-graph": ("#d64545", "p"),
     "rmp-untuned": ("#ef8354", "o"),
     "rmp-untuned-compiled": ("#ef8354", "D"),

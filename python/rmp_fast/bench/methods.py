@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import baselines, engine, presets, reference, schedules
 from ..graph import GraphPool
 from ..plan import Estimate, Plan
-from ..priors import Prior
+from ..priors import NetworkPrior, Prior, self_ensemble
 from . import deepinv_arms, eager
 from .harness import SAMPLER_TOLERANCE, AbsentError, Arm, CheckError, Result
 from .problem import Problem
@@ -50,6 +50,7 @@ METHODS = {
     "rmp": "RMP, tuned preset",
     "rmp-compiled": "RMP, tuned preset, network compiled",
     "rmp-bfloat16": "RMP, tuned preset, network compiled and in bfloat16",
+    "rmp-flips-bfloat16": "RMP, tuned preset, mean of four mirror images, network compiled and in bfloat16",
     "rmp-graph": "RMP, tuned preset, captured as a CUDA graph",
     "rmp-untuned": "RMP, untuned levels",
     "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
@@ -82,6 +83,8 @@ RELAXATION = 1.4  # of the untuned chain
 
 #: Methods with a row for every budget that a preset was tuned for.
 EVERY_PRESET = ("rmp", "rmp-bfloat16", "rmp-graph")
+#: Mirror images of every look of a method that takes the mean of them.
+FLIPS = {"rmp-flips-bfloat16": 4}
 #: Budgets of the others: evaluations of one sample.
 BUDGETS = {
     "ddrm": (20, 100),
@@ -175,6 +178,8 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
 
 def _budgets(problem: Problem, name: str) -> Sequence[int]:
     tuned = presets.budgets(problem.task, problem.prior, strength=problem.strength) if name in EVERY_PRESET else []
+    if name in FLIPS:
+        return (FLIPS[name] * EQUAL,)
     return tuned or BUDGETS.get(name, (EQUAL,))
 
 
@@ -239,16 +244,21 @@ def _tolerance(problem: Problem, name: str, evaluations: int) -> float:
 
 
 def _rmp(problem: Problem, name: str, budget: int) -> Arm:
-    preset = not name.startswith("rmp-untuned")
-    options = untuned(budget)
+    preset, flips = not name.startswith("rmp-untuned"), FLIPS.get(name, 1)
+    options, prior = untuned(budget // flips), problem.prior
     if preset:
-        options = presets.for_task(problem.task, problem.prior, budget, strength=problem.strength)
-    evaluations = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
+        options = presets.for_task(problem.task, prior, budget // flips, strength=problem.strength)
+    if flips > 1:
+        if not isinstance(prior, NetworkPrior):
+            raise ValueError(f"mirror images are of priors made of a network, and {prior.name!r} is none")
+        prior = self_ensemble(prior, flips)
+    looks = len(options["looks"]) if "looks" in options else options["inner_steps"] * options["schedule"].steps
+    evaluations = flips * looks
     tolerance = _tolerance(problem, name, evaluations)
 
     def plan(**more: Any) -> Plan:
         device = problem.truth.device
-        return Plan(problem.op, problem.prior, problem.shape, problem.noise_std, device=device, **options, **more)
+        return Plan(problem.op, prior, problem.shape, problem.noise_std, device=device, **options, **more)
 
     def make() -> Callable[[], Result]:
         made = plan(**network_options(name))
