@@ -45,6 +45,7 @@ def test_conjugate_step(path: str, shape: tuple[int, ...]) -> None:
     # A rounded quotient times a number, and one sum more.
     for found, wanted in zip(made, expected, strict=False):
         assert_close(found, wanted, 3e-7)
+    # Sums in double of at most some thousand squares, in another order.
     torch.testing.assert_close(made[2], _dot(made[1], made[1]), rtol=1e-12, atol=0)
 
 
@@ -57,6 +58,7 @@ def test_conjugate_turn(path: str, preconditioned: bool) -> None:
     share = torch.where(before > 0, _dot(residual, towards) / before, 0)
     expected = towards + _like(residual, share) * direction
     kernels(path).conjugate_turn(direction, towards, residual, squares, product)
+    # As for the step: a rounded quotient times a number, and one sum more; and sums in double.
     assert_close(direction, expected, 3e-7)
     torch.testing.assert_close(product, _dot(residual, towards), rtol=1e-12, atol=0)
 
@@ -130,7 +132,10 @@ def test_solves_as_in_plain_torch(preconditioned: bool) -> None:
     def solve(dtype: torch.dtype, right: Tensor) -> Tensor:
         g, diagonal = matrices.to(dtype), matrices.diagonal(dim1=1, dim2=2).to(dtype)
         precondition = (lambda v: (v.flatten(1) / diagonal).reshape(v.shape)) if preconditioned else None
-        gram = lambda v: torch.einsum("bij,bj->bi", g, v.flatten(1)).reshape(v.shape)  # noqa: E731
+
+        def gram(v: Tensor) -> Tensor:
+            return torch.einsum("bij,bj->bi", g, v.flatten(1)).reshape(v.shape)
+
         return conjugate_gradients(gram, right.to(dtype), 12, precondition).solution
 
     expected = solve(torch.float64, rhs)

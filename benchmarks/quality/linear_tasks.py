@@ -208,6 +208,8 @@ def main() -> None:
     count = args.count or most
     if args.prior == "photo" and count > most:
         parser.error(f"--count must be at most {most} for photographs, got {count}")
+    if args.seed and args.csv == parser.get_default("csv"):
+        parser.error("--seed needs a --csv of its own: rows do not say what seed they had")
     for label in args.rows or ():
         if label not in labels:
             parser.error(f"--rows must be of {', '.join(map(repr, labels))}, got {label!r}")

@@ -145,7 +145,7 @@ def _tuned() -> dict[str, Any]:
 
 
 def chain_of(name: str) -> str:
-    """The first method whose chain is that of ``name``, which may only run its network, or the rest, otherwise."""
+    """What the chain of a method is called: methods share it that run its network, or the rest of it, in other ways."""
     for suffix in ("-compiled", "-bfloat16", "-graph"):
         name = name.removesuffix(suffix)
     return "rmp-untuned" if name == "eager" else name
@@ -177,9 +177,9 @@ def arms(problem: Problem, methods: Sequence[str], evaluations: int | None = Non
 
 
 def _budgets(problem: Problem, name: str) -> Sequence[int]:
-    tuned = presets.budgets(problem.task, problem.prior, strength=problem.strength) if name in EVERY_PRESET else []
     if name in FLIPS:
         return (FLIPS[name] * EQUAL,)
+    tuned = presets.budgets(problem.task, problem.prior, strength=problem.strength) if name in EVERY_PRESET else []
     return tuned or BUDGETS.get(name, (EQUAL,))
 
 
