@@ -67,6 +67,6 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 $(VENV)/developed: $(VENV)/torch $(SOURCES) constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt '.[dev]' \
+	$(PIP) install --quiet --constraint constraints.txt -C cmake.define.RMP_FAST_TEST_PATHS=ON '.[dev]' \
 	  "torch==$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))')"
 	touch $@ $(VENV)/installed

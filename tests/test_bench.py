@@ -249,7 +249,7 @@ def test_what_is_not_compiled_is_no_compiled_row(prior: Any, monkeypatch: pytest
 
     monkeypatch.setattr(torch, "compile", broken)
     given = make(prior, "denoise", OPERATORS["denoise"]())
-    arms, _ = methods.arms(given, list(methods.COMPILED), 4)
+    arms, _ = methods.arms(given, list(methods.COMPILED), 8)
     assert {arm.method for arm in arms} == set(methods.COMPILED)
     for found in arms:
         with (
@@ -262,7 +262,7 @@ def test_what_is_not_compiled_is_no_compiled_row(prior: Any, monkeypatch: pytest
 def test_what_does_not_run_in_bfloat16_is_no_such_row(prior: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     given = make(prior, "denoise", OPERATORS["denoise"]())
-    arms, _ = methods.arms(given, list(methods.BFLOAT16), 4)
+    arms, _ = methods.arms(given, list(methods.BFLOAT16), 8)
     assert {arm.method for arm in arms} == set(methods.BFLOAT16)
     monkeypatch.setattr(engine, "_without_bfloat16", lambda device: None)
     for found in arms:
@@ -357,7 +357,7 @@ def test_mirror_images_count_as_evaluations(prior: Any) -> None:
     assert not left_out
     assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-8", 8, "untuned")
     ((arm,), _) = methods.arms(given, ["rmp-flips-bfloat16"])
-    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-80", 80, "preset")
+    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-160", 160, "preset")
     closed = rmp.priors.from_denoiser(lambda x, s: x, data_variance=1.0)
     _, left_out = methods.arms(dataclasses.replace(given, prior=closed), ["rmp-flips-bfloat16"])
     assert "mirror images are of priors made of a network" in left_out["rmp-flips-bfloat16"]

@@ -365,7 +365,7 @@ def test_a_failing_batch_does_not_stop_the_others(
         ("FACE --operator=denoise --evaluations=5", "`--evaluations` must be a multiple of 2"),
         ("FACE --operator=denoise --evaluations=6 --flips=2", "`--evaluations` must be a multiple of 4"),
         ("FACE --operator=denoise --evaluations=1 --flips=2", "`--evaluations` must be at least `--flips` 2, got 1"),
-        ("FACE --operator=denoise --flips=3", "`flips` must be 1, 2 or 4, got 3"),
+        ("FACE --operator=denoise --flips=3", "`flips` must be 1, 2, 4 or 8, got 3"),
         ("FACE --operator=denoise --batch-size=0", "`--batch-size` must be at least 1, got 0"),
         ("FACE --operator=denoise --threads=-1", "`--threads` must be at least 1, got -1"),
         ("FACE --operator=denoise --low=30", "`low` must be below `high`, got low=30.0 and high=20.0"),

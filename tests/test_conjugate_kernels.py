@@ -8,13 +8,11 @@ import pytest
 import torch
 from kernel_paths import kernels, poisoned
 from step_problem import assert_close
-from test_kernels import CPU_PATHS, IMAGE_SHAPES, threads
+from test_kernels import CPU_PATHS, IMAGE_SHAPES
 from torch import Tensor, nn
 
 from rmp_fast import ops
 from rmp_fast.operators import conjugate_gradients
-
-__all__ = ["threads"]
 
 PROCESSOR_PATHS = [parameter for parameter in CPU_PATHS if parameter.values[0] != "cuda"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import oracle
@@ -33,13 +33,6 @@ def cpu_path(request: pytest.FixtureRequest) -> str:
 def cases(path: str, compiled: Sequence[T], interpreted: Sequence[T]) -> Sequence[T]:
     """Those to try on a path: interpreting takes some ten milliseconds per tile of 1024 elements."""
     return interpreted if path == "triton" else compiled
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # Item lengths that are no multiple of any vector, and items of more than one chunk of 4096; or of more than one tile,

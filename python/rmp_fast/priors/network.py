@@ -72,9 +72,13 @@ class NetworkPrior(Prior):
 class _SelfEnsemble(nn.Module):
     def __init__(self, network: nn.Module, flips: int) -> None:
         super().__init__()
-        self.network, self.flips = network, _FLIPS[:flips]
+        self.network, self.flips, self.transposed = network, _FLIPS[:flips], flips > len(_FLIPS)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        result = self._mean(x, s)
+        return (result + self._mean(x.mT, s).mT) / 2 if self.transposed else result
+
+    def _mean(self, x: Tensor, s: Tensor) -> Tensor:
         mirrored = torch.cat([x.flip(axes) for axes in self.flips])
         parts = self.network(mirrored, s.repeat(len(self.flips))).chunk(len(self.flips))
         return torch.stack([part.flip(axes) for part, axes in zip(parts, self.flips, strict=True)]).mean(0)
@@ -90,8 +94,8 @@ def self_ensemble(prior: NetworkPrior, flips: int = 2) -> NetworkPrior:
 
     Args:
         prior: of images (B, C, H, W); its weights are shared.
-        flips: F, 1, 2 (left and right exchanged) or 4 (top and bottom too), evaluations of the network that one of the
-            result takes.
+        flips: F, evaluations of the network that one of the result takes: 1, 2 (left and right exchanged), 4 (top and
+            bottom too) or 8 (rows and columns too).
 
     Raises:
         TypeError: ``prior`` is none of a network.
@@ -99,8 +103,8 @@ def self_ensemble(prior: NetworkPrior, flips: int = 2) -> NetworkPrior:
     """
     if not isinstance(prior, NetworkPrior):
         raise TypeError(f"`prior` must be a NetworkPrior, got {type(prior).__name__}")
-    if flips not in (1, 2, 4):
-        raise ValueError(f"`flips` must be 1, 2 or 4, got {flips!r}")
+    if flips not in (1, 2, 4, 8):
+        raise ValueError(f"`flips` must be 1, 2, 4 or 8, got {flips!r}")
     if flips == 1:
         return prior
     network = _SelfEnsemble(prior.network, flips)

@@ -74,7 +74,7 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="mirror images that every look is averaged over, each an evaluation: 1 (default), 2 or 4",
+        help="mirror images that every look is averaged over, each an evaluation: 1 (default), 2, 4 or 8",
     )
     add_presets(chain)
     chain.add_argument("--inner-steps", type=int, metavar="N", help="evaluations per noise level (2)")
