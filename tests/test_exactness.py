@@ -33,6 +33,44 @@ def test_explicit_steps_end_at_the_exact_posterior_mean(steps: int, backend: str
     torch.testing.assert_close(plan.execute(y).mean, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("batch", [6, 3])  # as many items as numbers, and not
+def test_a_posterior_given_a_mask_per_item_is_that_of_every_item_alone(batch: int) -> None:
+    prior, _, _, _ = gaussian_problem()
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(batch, 6, generator=generator) < 0.6
+    op = rmp.operators.Inpainting(mask)
+    y = op.A(torch.randn(batch, 6, generator=generator, dtype=DOUBLE))
+    alone = [prior.posterior_mean(y[k : k + 1], rmp.operators.Inpainting(mask[k]), 0.1) for k in range(batch)]
+    expected = torch.cat(alone)
+    torch.testing.assert_close(prior.posterior_mean(y, op, 0.1), expected)
+    plan = rmp.Plan(
+        op, prior, (batch, 6), 0.1, schedule=rmp.schedules.log(3, 0.01, 1e4), guidance="exact", noise="none",
+        inner_steps=1, step_size=1.0, anchor="next", backend="torch", dtype=DOUBLE,
+    )  # fmt: skip
+    torch.testing.assert_close(plan.execute(y).mean, expected, rtol=0, atol=1e-7)
+
+
+def test_closed_form_priors_refuse_and_own_what_they_hold() -> None:
+    means, ones = torch.zeros(2, 4, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE)
+    prior = rmp.priors.GaussianMixture(ones, means, ones)
+    before = prior.denoise(torch.ones(1, 4), torch.ones(1))
+    means += 5
+    assert torch.equal(prior.denoise(torch.ones(1, 4), torch.ones(1)), before)
+    with pytest.raises(ValueError, match="`weights` must have a positive sum"):
+        rmp.priors.GaussianMixture(torch.zeros(2), means, ones)
+    with pytest.raises(ValueError, match="`means` must be finite"):
+        rmp.priors.GaussianMixture(ones, means * math.nan, ones)
+    hidden = rmp.operators.Inpainting(torch.tensor([True, True, False, False]))
+    for arguments, error, message in [
+        ((torch.zeros(1, 4), hidden, 0.0), ValueError, "`noise_std` must be above 0 where A C A\\^T of 'inpainting'"),
+        ((torch.zeros(1, 4), hidden, -0.1), ValueError, "`noise_std` must be a finite number >= 0"),
+        ((torch.zeros(1, 3), hidden, 0.1), ValueError, "`y` must have shape"),
+        ((torch.zeros(1, 4, dtype=torch.int64), hidden, 0.1), TypeError, "`y` must be a floating-point tensor"),
+    ]:
+        with pytest.raises(error, match=message):
+            prior.posterior_mean(*arguments)
+
+
 def test_natural_gradient_converges_to_the_mean_of_the_reverse_step() -> None:
     prior, op, y, noise = gaussian_problem()
     levels = torch.tensor([1.0, 2.0], dtype=DOUBLE)

@@ -182,6 +182,32 @@ def test_gradient_guidances_do_not_diverge_where_one_direction_varies_more_than_
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("guidance", GRADIENTS)
+def test_gradient_guidances_do_not_diverge_where_the_operator_amplifies(guidance: str, backend: str) -> None:
+    prior = rmp.priors.from_denoiser(lambda x, s: x / (1 + s.reshape(-1, 1, 1, 1) ** 2), data_variance=1.0)
+    truth = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for gain in (1.0, 3.0, 10.0):
+        op = operators.from_callable(lambda x, gain=gain: gain * x, (2, 9, 11), (2, 9, 11), linear=True)
+        estimate = rmp.Plan(op, prior, SHAPE, 0.05, guidance=guidance, backend=backend).execute(gain * truth)
+        assert (estimate.mean - truth).square().mean().sqrt() < 0.05
+
+
+def test_the_gain_of_an_operator_is_that_of_each_item_and_follows_its_data() -> None:
+    matrices = [torch.eye(4), 3 * torch.eye(4)]
+    gains = [reference.squared_gain(operators.CompressedSensing(m), (2, 4), torch.device("cpu"), torch.float32)
+             for m in matrices]  # fmt: skip
+    assert [g.tolist() for g in gains] == [pytest.approx([1.0, 1.0]), pytest.approx([9.0, 9.0])]
+    small = reference.squared_gain(operators.SuperResolution(4), (1, 1, 8, 8), torch.device("cpu"), torch.float64)
+    assert small.tolist() == [1.0]
+    prior = rmp.priors.Gaussian(torch.zeros(4), torch.eye(4))
+    y = 3 * torch.ones(2, 4)
+    plan = rmp.Plan(operators.CompressedSensing(matrices[0]), prior, (2, 4), 0.05, guidance="jensen")
+    found = plan.execute(y, op=operators.CompressedSensing(matrices[1])).mean
+    fresh = rmp.Plan(operators.CompressedSensing(matrices[1]), prior, (2, 4), 0.05, guidance="jensen")
+    assert torch.equal(found, fresh.execute(y).mean)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_branches_average_chains_of_hashed_seeds(backend: str) -> None:
     op = OPERATORS["inpainting"]()
     y = measure(op)
@@ -487,6 +513,14 @@ def plan_with(**changes: object) -> rmp.Plan:
         ({"looks": LOOKS, "guidance": "dps"}, ValueError, "`looks` need `guidance` 'gaussian' or 'gauss_newton'"),
         ({"looks": LOOKS, "branches": 2}, ValueError, "`looks` have no levels to sample at"),
         ({"spread_looks": -1}, ValueError, "`spread_looks` must be at least 0, got -1"),
+        (
+            {"spread_looks": 2, "op": operators.PhaseRetrieval(), "guidance": "gauss_newton"},
+            ValueError,
+            "`spread_looks` need `guidance` 'gaussian' or 'exact'",
+        ),
+        ({"precision_rate": 5.0}, ValueError, "`precision_rate` is a share, above 0 and at most 1, got 5.0"),
+        ({"dtype": torch.float16}, TypeError, "`dtype` must be torch.float32 or torch.float64, got torch.float16"),
+        ({"dtype": "float32"}, TypeError, "`dtype` must be torch.float32 or torch.float64, got 'float32'"),
         ({"spread_looks": 2, "branches": 2}, ValueError, "`spread_looks` need `guidance` 'gaussian' or 'exact'"),
         ({"branches": 0}, ValueError, "`branches` must be at least 1, got 0"),
         ({"branches": 1.5}, TypeError, "`branches` must be an integer, got float"),

@@ -276,6 +276,7 @@ def test_measuring_batches_ends_where_memory_does() -> None:
         ({"seeds": torch.zeros(2, dtype=torch.int64), "batch_size": "auto"}, ValueError, "`seeds` must have shape"),
         ({"shape": (4, *SHAPE[1:])}, ValueError, r"`y` must have shape \(4, 2, 8, 6\), got \(5, 2, 8, 6\)"),
         ({"sede": 1}, TypeError, "sede"),
+        ({"device": "cpu"}, ValueError, "`device` is that of `y`"),
     ],
 )
 def test_refusals(options: dict[str, object], error: type[Exception], message: str) -> None:
@@ -284,6 +285,14 @@ def test_refusals(options: dict[str, object], error: type[Exception], message: s
     with pytest.raises(error, match=message):
         rmp.reconstruct(random(SHAPE), operators.Denoising(), prior, **{"noise_std": 0.1, **options})
     assert not called
+
+
+def test_what_is_no_operator_or_prior_is_named() -> None:
+    prior = rmp.priors.from_denoiser(lambda x, s: x, 1.0)
+    with pytest.raises(TypeError, match="`op` must be an rmp_fast operator, got type"):
+        rmp.reconstruct(random(SHAPE), operators.Denoising, prior, noise_std=0.1)
+    with pytest.raises(TypeError, match="`prior` must be an rmp_fast prior, got Denoising"):
+        rmp.reconstruct(random(SHAPE), operators.Denoising(), operators.Denoising(), noise_std=0.1)
 
 
 def test_a_part_that_is_not_finite_is_refused_before_the_others_run() -> None:

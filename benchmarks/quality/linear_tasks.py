@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first image's chain (0); needs a --csv of its own")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16; needs a --csv of its own")
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows, such as rmp-20 ddrm-100")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="only these (all)")
     parser.add_argument(
         "--csv", type=pathlib.Path, default=pathlib.Path("linear_tasks.csv"), help="where rows are kept"
     )
@@ -239,7 +240,7 @@ def main() -> None:
     if args.bfloat16:
         prior.network = InBfloat16(prior.network)
     for row in wanted:
-        for task in TASKS:
+        for task in args.tasks:
             if args.print or (row.label, task) in done or (args.rows and row.label not in args.rows):
                 continue
             if not exists(row, task, args.prior):

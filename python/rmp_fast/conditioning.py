@@ -15,6 +15,7 @@ from .guidance import GRADIENTS, direction, gradient_limit, gradient_weight
 from .operators import Linearised, LinearOperator, Operator
 from .operators.forms import Blocks, Form, Iterative, Pointwise, Spectral
 from .priors import Prior
+from .reference import squared_gain
 
 __all__ = ["Conditioning"]
 
@@ -113,9 +114,10 @@ class Conditioning:
         if self.gradient is None:
             return ratio
         numbers = math.prod(self._measurement_shape[1:])
-        weight = gradient_weight(self.guidance, self.scale, levels, variance, noise_std, numbers)
+        gain = squared_gain(self.op, *self._made)
+        weight = gradient_weight(self.guidance, self.scale, levels, variance, noise_std, numbers, gain)
         self._weights.copy_(weight.repeat(1, self._copies))
-        self._limits.copy_(gradient_limit(self.guidance, ratio).repeat(1, self._copies))
+        self._limits.copy_(gradient_limit(self.guidance, ratio, gain).repeat(1, self._copies))
         return weight
 
     def load(self, measured: Tensor) -> None:
@@ -129,11 +131,22 @@ class Conditioning:
 
     def denoise(self, prior: Prior, inputs: Tensor, levels: Tensor) -> tuple[Tensor, Backward | None]:
         """D at the inputs, and u -> J^T u for the guidances that need it; the graph lives until that is dropped."""
+        before = inputs._version, levels._version
         if self.gradient is None:
-            return prior.denoise(inputs, levels), None
-        with torch.enable_grad():
-            x = inputs.detach().requires_grad_()
-            denoised = prior.denoise(x, levels)
+            denoised = prior.denoise(inputs, levels)
+        else:
+            with torch.enable_grad():
+                x = inputs.detach().requires_grad_()
+                denoised = prior.denoise(x, levels)
+        if (inputs._version, levels._version) != before:
+            raise ValueError(f"the prior {prior.name!r} must not change `x` or `s` in place: they are the plan's own")
+        if denoised.shape != inputs.shape or denoised.dtype != inputs.dtype:
+            raise ValueError(
+                f"the prior {prior.name!r} must return shape {tuple(inputs.shape)} and {inputs.dtype}, "
+                f"got {tuple(denoised.shape)} and {denoised.dtype}"
+            )
+        if self.gradient is None:
+            return denoised, None
         return denoised.detach(), lambda u: torch.autograd.grad(denoised, x, u)[0]
 
     def condition(self, denoised: Tensor, look: int, backward: Backward | None) -> Tensor:
@@ -194,7 +207,7 @@ class Conditioning:
     def _gauss_newton(self, denoised: Tensor, look: int) -> Tensor:
         tangent = Linearised(self.op, denoised)
         solved = tangent.iterative_solve(self.data - self.op.A(denoised), 1.0, self._ratio(look).sqrt())
-        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        torch.maximum(self.solve_residual, solved.residual.detach(), out=self.solve_residual)
         return denoised + tangent.adjoint(solved.solution)
 
     def _gram_solve(self, r: Tensor, look: int) -> Tensor:
@@ -203,5 +216,5 @@ class Conditioning:
         if not isinstance(self.form, Iterative):
             return self.op.gram_solve(r, 1.0, noise, self._shape)
         solved = self.form.operator.iterative_solve(r, 1.0, noise, self._shape, self.form.iterations)
-        torch.maximum(self.solve_residual, solved.residual, out=self.solve_residual)
+        torch.maximum(self.solve_residual, solved.residual.detach(), out=self.solve_residual)
         return solved.solution

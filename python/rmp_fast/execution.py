@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import engine, loop, reference
+from ._modes import no_gradients
 from .guidance import GRADIENTS
 from .operators import LinearOperator
 from .operators.forms import condition
@@ -237,7 +238,7 @@ def _chain(plan: Plan, measured: Tensor, conditioned: Conditioned | None, stats:
     spent = time.perf_counter() - started
     stats["start_seconds"] += spent
     stats["seconds"] += spent
-    with torch.inference_mode(not plan.conditioning.differentiates):
+    with no_gradients():
         return loop.run(plan, chain_prior(plan, conditioned), stats, tally)
 
 
@@ -277,10 +278,11 @@ def _spread(
         form = plan.op.form(plan.shape, plan.device, d.dtype)
         return condition(form, plan.op, d, measured.to(d.dtype), r2, plan.noise_std)
 
-    variance = posterior_variance(
-        lambda x: prior.denoise(x, levels), conditioned_image, mean, plan.seeds, plan.spread_level, plan.spread_looks,
-        lambda: tally.count(2 * plan.prior.evaluations),
-    )  # fmt: skip
+    with no_gradients():
+        variance = posterior_variance(
+            lambda x: prior.denoise(x, levels), conditioned_image, mean, plan.seeds, plan.spread_level,
+            plan.spread_looks, lambda: tally.count(2 * plan.prior.evaluations),
+        )  # fmt: skip
     plan.ok.logical_and_(torch.isfinite(variance).flatten(1).all(1))
     stats["spread_seconds"] = time.perf_counter() - started
     return variance

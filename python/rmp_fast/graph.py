@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import engine, execution
+from ._modes import no_gradients
 from .execution import Estimate, Progress, Stats, Tally, Turns
 from .priors.gaussian import Conditioned
 from .watch import Watch, place_of
@@ -277,7 +278,7 @@ class _Pieces(Captured):
         prior = execution.chain_prior(plan, conditioned)
         self.measured.copy_(measured)
         self._launch(self.start)
-        with torch.inference_mode(not plan.conditioning.differentiates):
+        with no_gradients():
             for look, advance in enumerate(self.advance):
                 level = look // plan.looks_per_level
                 if look == level * plan.looks_per_level and level - 1 in self.sample:
@@ -340,7 +341,7 @@ def _record_pieces(plan: Plan, pool: GraphPool, buffers: _Buffers, prevented: st
         for level in sampled:
             plan.sample(level)
 
-    with torch.inference_mode(not conditioning.differentiates):
+    with no_gradients():
         obstacle = _obstacle(pool, everything)
         if obstacle is not None:
             raise RuntimeError(

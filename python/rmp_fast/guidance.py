@@ -65,6 +65,7 @@ def gradient_weight(
     variance: Tensor,
     noise_std: Tensor,
     measurements: int,
+    gain: Tensor,
 ) -> Tensor:
     """c (L, B) of d_y = D + c J^T u, in float64.
 
@@ -75,6 +76,7 @@ def gradient_weight(
         variance: (L,) r2.
         noise_std: (B,) standard deviations sy.
         measurements: numbers per item of y.
+        gain: (B,) of :func:`rmp_fast.reference.squared_gain`.
     """
     squared = levels.double().square()[:, None].to(noise_std.device)
     r2 = variance.double()[:, None].to(noise_std.device)
@@ -82,19 +84,20 @@ def gradient_weight(
     if guidance == "pigdm":
         score = (1.0 if scale is None else scale) / r2 + 0 * noise
     elif guidance == "jensen":
-        score = 1 / (r2 + noise) if scale is None else scale / noise + 0 * r2
+        score = 1 / (r2 * gain + noise) if scale is None else scale / noise + 0 * r2
     else:
         score = (measurements / (r2 + noise)).sqrt() if scale is None else scale + 0 * (r2 + noise)
     return squared * score
 
 
-def gradient_limit(guidance: str, noise_ratio: Tensor) -> Tensor:
+def gradient_limit(guidance: str, noise_ratio: Tensor, gain: Tensor) -> Tensor:
     """The norm beyond which c J^T u / ||r|| is not to be trusted, per norm of u, for every q = sy^2 / r2.
 
     Some directions of an image vary far more than r2 has it, J is as much larger there, and the full step overshoots by
-    that factor and diverges. So (**ours**) it is held to the length of the step that J = r2/s^2 I would take.
+    that factor and diverges. So (**ours**) it is held to the length of the step that J = r2/s^2 I would take. For u =
+    A^T r that is shorter by g = max(1, ||A||^2), ``gain`` (B,) of :func:`rmp_fast.reference.squared_gain`.
     """
-    return torch.ones_like(noise_ratio) if guidance == "pigdm" else 1 / (1 + noise_ratio)
+    return torch.ones_like(noise_ratio) if guidance == "pigdm" else 1 / (gain + noise_ratio)
 
 
 def direction(

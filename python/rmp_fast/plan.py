@@ -22,6 +22,7 @@ from ._checks import (
     check_tensor,
     shape_text,
 )
+from ._modes import no_gradients, own_precision
 from .backends import resolve
 from .conditioning import Conditioning
 from .execution import Estimate, Progress
@@ -133,7 +134,7 @@ class Plan:
         self.switch_level = check_positive("switch_level", switch_level)
         self.spread_looks = check_count("spread_looks", spread_looks, least=0)
         self.spread_level = check_positive("spread_level", spread_level)
-        if spread_looks and (guidance in GRADIENTS or branches > 1):
+        if spread_looks and (guidance not in ("gaussian", "exact") or branches > 1):
             raise ValueError("`spread_looks` need `guidance` 'gaussian' or 'exact' and one branch, else use 0")
         if isinstance(step_size, str):
             check_choice("step_size", step_size, ("averaging",))
@@ -144,9 +145,13 @@ class Plan:
         if self.relaxation > 2:
             raise ValueError(f"`relaxation` must be at most 2, where the chain stops converging, got {relaxation}")
         self.precision_rate = check_positive("precision_rate", precision_rate)
+        if self.precision_rate > 1:
+            raise ValueError(f"`precision_rate` is a share, above 0 and at most 1, got {precision_rate}")
         if looks is not None:
             self._check_looks(looks, schedule)
         self.device = _check_device(device)
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"`dtype` must be torch.float32 or torch.float64, got {dtype!r}")
         self.dtype = dtype
         self.backend = resolve(backend, self.device, dtype)
         engine.check(prior, compile, precision, channels_last, self.backend)
@@ -155,16 +160,17 @@ class Plan:
         self._turns = execution.Turns(self.device)
         self._captured: graph.Captured | None = None
         # Buffers born in inference mode could not be written outside it.
-        with torch.inference_mode(False), torch.no_grad(), self._turns.take():
+        with no_gradients(), own_precision(self.device), self._turns.take():
             self.op = private_copy(op)
             self._allocate()
             self._set_noise_std(self._check_noise_std(noise_std))
         seen = {tuple(self.inputs.shape)} | ({self.shape} if spread_looks else set())
         #: The prior as this plan runs it, which other plans may take for theirs, compilations included.
-        self.network = engine.prepare(
-            prior, seen, compile=compile, precision=precision, channels_last=channels_last,
-            gradients=self.conditioning.gradient is not None, backend=self.backend, device=self.device, dtype=dtype,
-        )  # fmt: skip
+        with own_precision(self.device):
+            self.network = engine.prepare(
+                prior, seen, compile=compile, precision=precision, channels_last=channels_last,
+                gradients=self.conditioning.gradient is not None, backend=self.backend, device=self.device, dtype=dtype,
+            )  # fmt: skip
 
     def _check_looks(self, looks: schedules.Looks, schedule: schedules.Schedule | None) -> None:
         if not isinstance(looks, schedules.Looks):
@@ -345,7 +351,7 @@ class Plan:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this plan is executing in another thread; make one plan per thread")
         try:
-            with torch.no_grad(), self._turns.take():
+            with torch.no_grad(), own_precision(self.device), self._turns.take():
                 self._take(op, noise_std)
                 mean = torch.empty(self.shape, dtype=self.dtype, device=self.device) if out is None else out
                 if self.shape[0] == 0:
@@ -383,7 +389,7 @@ class Plan:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this plan is executing in another thread; capture it before it is used")
         try:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), own_precision(self.device):
                 self._captured = graph.capture(self, pool)
         finally:
             self._lock.release()
@@ -403,6 +409,8 @@ class Plan:
             take_over(self.op, op, self.shape)()
             self.conditioning.refresh()
             self._set_offset()
+            if given is None and self.guidance in GRADIENTS:
+                given = self.noise_std.clone()  # the weights of a gradient depend on the gain of A
         if given is not None:
             self._set_noise_std(given)
 

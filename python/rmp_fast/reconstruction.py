@@ -63,6 +63,12 @@ def reconstruct(
         TypeError, ValueError: for anything that does not fit, before the first chain runs.
     """
     check_tensor("y", y)
+    if not isinstance(op, Operator):
+        raise TypeError(f"`op` must be an rmp_fast operator, got {type(op).__name__}; see rmp_fast.operators")
+    if not isinstance(prior, Prior):
+        raise TypeError(f"`prior` must be an rmp_fast prior, got {type(prior).__name__}; see rmp_fast.priors")
+    if "device" in options:
+        raise ValueError("`device` is that of `y`; move `y` there instead")
     shape = tuple(op.image_shape(tuple(y.shape))) if shape is None else tuple(shape)
     check_shape("y", y, op.measurement_shape(shape))
     check_finite("y", y)  # of all parts, before the first one runs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ __all__ = [
     "normals",
     "philox",
     "reverse_mean_propagation",
+    "squared_gain",
     "step_sizes",
 ]
 
@@ -38,6 +39,8 @@ class _ExactPrior(_Prior, Protocol):
 
 
 class _Operator(Protocol):
+    linear: ClassVar[bool]
+
     def A(self, x: Tensor) -> Tensor: ...
     def adjoint(self, y: Tensor, image_shape: tuple[int, ...] | None = None) -> Tensor: ...
     def gram_solve(
@@ -147,22 +150,38 @@ def conditional_mean(
     (u,) = torch.autograd.grad(r, d, -wanted, retain_graph=True)  # A^T wanted
     column = (-1,) + (1,) * (x.ndim - 1)
     noise = noise_std.square().reshape(column)
+    gain = squared_gain(op, shape, x.device, x.dtype).reshape(column)
     if guidance == "pigdm":
         weight = torch.full_like(noise, 1.0 if scale is None else scale)
         bound = torch.full_like(noise, r2)
     elif guidance == "jensen":
-        weight = 1 / (r2 + noise) if scale is None else scale / noise
-        bound = r2 / (r2 + noise)
+        weight = 1 / (r2 * gain + noise) if scale is None else scale / noise
+        bound = r2 / (r2 * gain + noise)
     else:
         weight = (y[0].numel() / (r2 + noise)).sqrt() if scale is None else torch.full_like(noise, scale)
         weight = weight / r.detach().flatten(1).norm(dim=1).clamp_min(1e-300).reshape(column)
-        bound = r2 / (r2 + noise)
+        bound = r2 / (r2 * gain + noise)
     (score,) = torch.autograd.grad(d, x, weight * u)
     change = s * s * score
     if scale is None:
         norms = [t.flatten(1).norm(dim=1).reshape(column) for t in (u, change)]
         change = change * (bound * norms[0] / norms[1].clamp_min(1e-300)).clamp(max=1)
     return d.detach() + change
+
+
+def squared_gain(op: _Operator, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """max(1, ||A||^2) (B,) in float64, by 16 steps of the power method from a fixed start; nonlinear: 1."""
+    shape = tuple(image_shape)
+    gain = torch.ones(shape[0], dtype=torch.float64, device=device)
+    if not op.linear or shape[0] == 0:
+        return gain
+    column = (-1,) + (1,) * (len(shape) - 1)
+    start = torch.randn(shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
+    v = start.to(device, dtype).expand(shape).contiguous()
+    for _ in range(16):
+        v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).reshape(column)
+        v = op.adjoint(op.A(v), shape)
+    return torch.maximum(gain, v.flatten(1).double().norm(dim=1))
 
 
 def _gauss_newton_step(d: Tensor, y: Tensor, op: _Operator, r2: float, variance: Tensor) -> Tensor:

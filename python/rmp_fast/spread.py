@@ -57,7 +57,8 @@ def posterior_variance(
     r2: Tensor | None = None
     for look in range(looks):
         e = normals(seeds, look, _STREAM, mean[0].numel()).reshape(mean.shape).to(mean.dtype)
-        up, down = denoise(mean + level * e), denoise(mean - level * e)
+        up = denoise(mean + level * e).clone()  # of a prior that returns the same memory every time
+        down = denoise(mean - level * e)
         if r2 is None:
             trace = (e * (up - down)).flatten(1).mean(1) / (2 * level)
             r2 = level**2 * trace.clamp(1e-4, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from .._checks import check_count, check_finite, check_noise_std, check_seeds, check_shape, check_tensor
+from .._modes import no_gradients, own_precision
 from ..operators import Operator
 from ..plan import Estimate
 from ..priors import Prior
@@ -251,7 +252,7 @@ def reconstruct_with(
         return Estimate(empty, spread, torch.ones(0, dtype=torch.bool, device=y.device), stats)
     started = time.perf_counter()
     # Copies, because a tensor of the caller's inference mode could not serve the methods that need autograd.
-    with torch.inference_mode(False), torch.no_grad():
+    with no_gradients(), own_precision(y.device):
         run = Run(y.clone(), op, prior, std, shape, seeds.clone())
         mean = deviation = y.new_zeros(shape)
         for index in range(samples):

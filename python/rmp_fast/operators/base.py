@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_tensor, shape_text
+from .._modes import own_precision
 from .conjugate_gradients import Solution, conjugate_gradients
 from .data import Memo
 from .forms import Form, Iterative
@@ -34,7 +35,7 @@ class Operator(abc.ABC):
     modified.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "operator"
     linear: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -63,8 +64,19 @@ class Operator(abc.ABC):
             ValueError: the operator cannot take that shape.
         """
         check_float("x", x)
-        self.measurement_shape(x.shape)
-        return self._apply(x)
+        expected = self.measurement_shape(x.shape)
+        with own_precision(x.device):
+            y = self._apply(x)
+        self._check_own("_apply", y, expected, x.dtype)
+        return y
+
+    def _check_own(self, method: str, result: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """ValueError where the operator breaks its own word."""
+        if tuple(result.shape) != tuple(shape) or result.dtype != dtype:
+            raise ValueError(
+                f"`{method}` of the operator {self.name!r} must return shape {shape_text(shape)} and {dtype}, "
+                f"got {shape_text(result.shape)} and {result.dtype}"
+            )
 
     def select(self, items: slice, image_shape: Sequence[int]) -> Operator:
         """The operator of some items of a batch of images (B, ...): itself where all share its data."""
@@ -131,7 +143,11 @@ class LinearOperator(Operator):
             TypeError: ``y`` is not a float32 or float64 tensor.
             ValueError: ``y`` is no measurement of images of that shape.
         """
-        return self._transpose(y, self._check_measurement("y", y, image_shape))
+        shape = self._check_measurement("y", y, image_shape)
+        with own_precision(y.device):
+            x = self._transpose(y, shape)
+        self._check_own("_transpose", x, shape, y.dtype)
+        return x
 
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x of images (B, ...), with the errors of :meth:`A`."""
@@ -157,7 +173,9 @@ class LinearOperator(Operator):
         """
         shape = self._check_measurement("r", r, image_shape)
         gain = per_item("r2", r2, r)
-        return self._solve(r, gain.to(r.dtype), per_item("noise_std", noise_std, r).square().to(r.dtype), shape)
+        variance = per_item("noise_std", noise_std, r).square().to(r.dtype)
+        with own_precision(r.device):
+            return self._solve(r, gain.to(r.dtype), variance, shape)
 
     def iterative_solve(
         self,
@@ -174,7 +192,8 @@ class LinearOperator(Operator):
         shape = self._check_measurement("r", r, image_shape)
         gain = per_item("r2", r2, r).to(r.dtype)
         variance = per_item("noise_std", noise_std, r).square().to(r.dtype)
-        return self._iterate(r, gain, variance, shape, self.iterations if iterations is None else iterations)
+        with own_precision(r.device):
+            return self._iterate(r, gain, variance, shape, self.iterations if iterations is None else iterations)
 
     def form(self, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Form:
         """How a plan conditions denoised images of that shape on y; see :mod:`rmp_fast.operators.forms`."""
@@ -202,7 +221,7 @@ class LinearOperator(Operator):
         if image_shape is None:
             return self.image_shape(value.shape)
         shape = tuple(image_shape)
-        expected = self.measurement_shape(shape)
+        expected = tuple(self.measurement_shape(shape))
         if tuple(value.shape) != expected:
             raise ValueError(
                 f"`{name}` must have shape {shape_text(expected)} for images {shape_text(shape)}, "

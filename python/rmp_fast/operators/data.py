@@ -73,7 +73,7 @@ def private_copy(op: T) -> T:
     """A copy of an operator that shares no tensor of its data with it, nor what was derived from that."""
     own = copy.copy(op)
     cache = {name: {key: _cloned(v) for key, v in values.items()} for name, values in _cache_of(op).items()}
-    memos = {name: copy.copy(v) for name, v in vars(op).items() if isinstance(v, Memo)}
+    memos = {name: copy.copy(v) for name, v in _attributes(op).items() if isinstance(v, Memo)}
     vars(own).update(memos | {name: v.clone() for name, v in _data(op).items()} | {_CACHE: cache})
     return own
 
@@ -125,16 +125,22 @@ def data_bytes(own: Any) -> int:
 
 
 def _cache_of(op: object) -> dict[str, dict[tuple[Hashable, ...], Any]]:
-    cache: dict[str, dict[tuple[Hashable, ...], Any]] = vars(op).get(_CACHE, {})
-    return cache
+    """What was derived, as it is now: another thread may add to it meanwhile, and ``dict()`` copies in one step."""
+    cache: dict[str, dict[tuple[Hashable, ...], Any]] = dict(vars(op).get(_CACHE, {}))
+    return {name: dict(values) for name, values in cache.items()}
+
+
+def _attributes(op: object) -> dict[str, Any]:
+    """Those of an operator, as they are now: another thread's first use of it adds the cache."""
+    return dict(vars(op))
 
 
 def _data(op: object) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(op).items() if isinstance(value, Tensor)}
+    return {name: value for name, value in _attributes(op).items() if isinstance(value, Tensor)}
 
 
 def _settings(op: object) -> dict[str, Any]:
-    return {name: v for name, v in vars(op).items() if name != _CACHE and not isinstance(v, (Tensor, Memo))}
+    return {name: v for name, v in _attributes(op).items() if name != _CACHE and not isinstance(v, (Tensor, Memo))}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_finite, check_positive, check_shape, check_tensor
 from .base import Prior
 
 if TYPE_CHECKING:
@@ -109,9 +109,14 @@ class GaussianMixture(Prior):
         for name, tensor in (("weights", weights), ("variances", variances)):
             if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
                 raise ValueError(f"`{name}` must be finite and >= 0, got {tensor.tolist()}")
+        if not bool(weights.sum() > 0):
+            raise ValueError(f"`weights` must have a positive sum, got {weights.tolist()}")
         self._set(weights / weights.sum(), means, torch.diag_embed(variances))
 
     def _set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        check_finite("means", means)
+        with torch.inference_mode(False):  # and not the caller's memory
+            weights, means, covariances = (t.detach().clone() for t in (weights, means, covariances))
         self.weights, self.means, self.covariances = weights, means, covariances
         self.components = _Components(weights.log()[None], means[None], covariances[None])
         self._on_devices = {means.device: self.components}
@@ -147,25 +152,35 @@ class GaussianMixture(Prior):
                 A C A^T is invertible for every component.
 
         Raises:
-            ValueError: if ``op`` is not linear.
+            TypeError: if ``y`` is no tensor of floating point numbers.
+            ValueError: if ``op`` is not linear, or ``y`` or ``noise_std`` does not fit.
         """
         if not op.linear:
             raise ValueError(f"`op` must be linear for an exact posterior, got {op.name!r}")
-        y = y.double().flatten(1)
+        check_tensor("y", y)
         batch, elements = y.shape[0], self.means.shape[1]
+        check_shape("y", y, op.measurement_shape((batch, elements)))
+        if not isinstance(noise_std, Tensor):
+            noise_std = check_positive("noise_std", noise_std, allow_zero=True)
+        y = y.double().flatten(1)
         device = y.device
         weights, prior_means, prior_covariances = (t.to(device) for t in (self.weights, self.means, self.covariances))
-        matrix = op.A(torch.eye(elements, dtype=torch.float64, device=device)).flatten(1).mT  # (M, N)
+        matrix = _matrix(op, batch, elements, device)[:, None]  # (B|1, 1, M, N)
         variance = torch.as_tensor(noise_std, dtype=torch.float64, device=device).square().expand(batch)
-        cross = prior_covariances @ matrix.mT  # C A^T (K, N, M)
-        eye = torch.eye(matrix.shape[0], dtype=torch.float64, device=device)
-        gram = (matrix @ cross)[None] + variance[:, None, None, None] * eye  # (B, K, M, M)
-        residual = y[:, None, :] - prior_means @ matrix.mT  # (B, K, M)
-        factor = torch.linalg.cholesky(gram)
+        cross = prior_covariances @ matrix.mT  # C A^T (B|1, K, N, M)
+        eye = torch.eye(matrix.shape[-2], dtype=torch.float64, device=device)
+        gram = matrix @ cross + variance[:, None, None, None] * eye  # (B, K, M, M)
+        residual = y[:, None, :] - (matrix @ prior_means[..., None])[..., 0]  # (B, K, M)
+        try:
+            factor = torch.linalg.cholesky(gram)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"`noise_std` must be above 0 where A C A^T of {op.name!r} and {self.name!r} is singular"
+            ) from error
         solved = torch.cholesky_solve(residual[..., None], factor)[..., 0]
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_weights = weights.log() - 0.5 * ((residual * solved).sum(-1) + log_det)
-        means = prior_means + (cross[None] @ solved[..., None])[..., 0]
+        means = prior_means + (cross @ solved[..., None])[..., 0]
         covariances = prior_covariances - cross @ torch.cholesky_solve(cross.mT.expand(batch, -1, -1, -1), factor)
         components = _Components(log_weights, means, (covariances + covariances.mT) / 2)
         return Conditioned(components, self.data_variance, f"{self.name} given y")
@@ -203,3 +218,12 @@ class Gaussian(GaussianMixture):
         if not torch.allclose(covariance, covariance.mT) or values[0] < -1e-10 * values[-1].abs():
             raise ValueError("`covariance` must be symmetric and positive semi-definite")
         self._set(torch.ones(1, dtype=torch.float64), mean[None], covariance[None])
+
+
+def _matrix(op: Operator, batch: int, elements: int, device: torch.device) -> Tensor:
+    """A, (B, M, N), or (1, M, N) where the operator is the same for all items."""
+    eye = torch.eye(elements, dtype=torch.float64, device=device)
+    items = [op.select(slice(item, item + 1), (batch, elements)) for item in range(batch)]
+    if all(item is op for item in items):
+        items = [op]
+    return torch.stack([item.A(eye).flatten(1).mT for item in items])

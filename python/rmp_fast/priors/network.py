@@ -163,6 +163,6 @@ def from_safetensors(path: str | pathlib.Path) -> NetworkPrior:
             f"`path` {file} must have the metadata `config` and `data_variance` of python -m rmp_fast.training, "
             f"got {', '.join(sorted(info)) or 'none'} ({type(cause).__name__}: {cause})"
         ) from cause
-    network = DenoiserUNet(config)
+    network = DenoiserUNet(config).float()  # whatever torch.set_default_dtype says
     fit(network, read_state(file), file)
     return NetworkPrior(network.channels_last(), config.channels, variance, info.get("name", file.name))

@@ -50,7 +50,9 @@ class _LevelEmbedding(nn.Module):
 
     def __init__(self, width: int, features: int = 16) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.linspace(-3, 2, features), persistent=False)
+        self.register_buffer(
+            "frequencies", 2.0 ** torch.linspace(-3, 2, features, dtype=torch.float32), persistent=False
+        )
         self.layers = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, log_level: Tensor) -> Tensor:
