@@ -289,7 +289,7 @@ def test_refusals(options: dict[str, object], error: type[Exception], message: s
 
 def test_what_is_no_operator_or_prior_is_named() -> None:
     prior = rmp.priors.from_denoiser(lambda x, s: x, 1.0)
-    with pytest.raises(TypeError, match="`op` must be an rmp_fast operator, got type"):
+    with pytest.raises(TypeError, match="`op` must be an rmp_fast operator, got ABCMeta"):
         rmp.reconstruct(random(SHAPE), operators.Denoising, prior, noise_std=0.1)
     with pytest.raises(TypeError, match="`prior` must be an rmp_fast prior, got Denoising"):
         rmp.reconstruct(random(SHAPE), operators.Denoising(), operators.Denoising(), noise_std=0.1)
