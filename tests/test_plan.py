@@ -296,6 +296,15 @@ def test_noise_std_is_the_standard_deviation_in_the_callers_range() -> None:
     torch.testing.assert_close(plan.execute(y).mean, expected, rtol=0, atol=1e-4)
 
 
+def test_an_empty_batch_has_an_empty_variance_where_there_would_be_one() -> None:
+    shape = (0, 2, 9, 11)
+    for options in ({"spread_looks": 2}, {"branches": 2}):
+        variance = rmp.Plan(operators.Denoising(), PRIOR, shape, 0.1, **options).execute(torch.zeros(shape)).variance
+        assert variance is not None
+        assert variance.shape == shape
+    assert rmp.Plan(operators.Denoising(), PRIOR, shape, 0.1).execute(torch.zeros(shape)).variance is None
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_empty_batch_gives_an_empty_estimate(noise: str) -> None:
     plan = rmp.Plan(operators.Denoising(), PRIOR, (0, 3, 8, 8), 0.1, noise=noise)

@@ -287,6 +287,21 @@ def test_refusals(options: dict[str, object], error: type[Exception], message: s
     assert not called
 
 
+def test_a_network_for_one_size_is_shown_no_other() -> None:
+    seen = []
+
+    def fixed(x: Tensor, s: Tensor) -> Tensor:
+        seen.append(tuple(x.shape[-2:]))
+        if x.shape[-2:] != (512, 512):
+            raise RuntimeError("this network takes 512x512 alone")
+        return x / (1 + s.reshape(-1, 1, 1, 1) ** 2)
+
+    y, schedule = torch.zeros(1, 1, 512, 512), rmp.schedules.log(1, 0.1, 1.0)
+    prior = rmp.priors.from_denoiser(fixed, 1.0)
+    assert rmp.reconstruct(y, operators.Denoising(), prior, noise_std=0.1, schedule=schedule).ok.all()
+    assert (512, 512) in seen
+
+
 def test_what_is_no_operator_or_prior_is_named() -> None:
     prior = rmp.priors.from_denoiser(lambda x, s: x, 1.0)
     with pytest.raises(TypeError, match="`op` must be an rmp_fast operator, got ABCMeta"):

@@ -138,7 +138,11 @@ class PlanCache:
                 self._returned.notify_all()
 
     def execute(self, shape: Shape, y: Tensor, *arguments: Any, timeout: float | None = None, **named: Any) -> Estimate:
-        """:meth:`rmp_fast.Plan.execute` of a plan for images of ``shape``; arguments as there, errors also of lend."""
+        """:meth:`rmp_fast.Plan.execute` of a plan for images of ``shape``; arguments as there, errors also of lend.
+
+        ``noise_std`` and ``op`` stay with the plan that was lent, and which one the next call gets is open: where one
+        call gives them, all must.
+        """
         with self.lend(shape, timeout) as plan:
             return plan.execute(y, *arguments, **named)
 

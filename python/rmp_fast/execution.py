@@ -126,7 +126,8 @@ def empty(plan: Plan, mean: Tensor) -> Estimate:
     ok = torch.ones(0, dtype=torch.bool, device=plan.device)
     tally = Tally(plan.evaluations)
     tally.done = plan.evaluations
-    return Estimate(mean, None, ok, _stats(plan) | counts(plan, tally))
+    variance = torch.empty_like(mean) if plan.spread_looks or plan.branches > 1 else None
+    return Estimate(mean, variance, ok, _stats(plan) | counts(plan, tally))
 
 
 def run(plan: Plan, y: Tensor, seeds: Tensor, mean: Tensor, progress: Progress | None) -> Estimate:

@@ -102,7 +102,10 @@ def automatic_tile(
         return None
     prior.check_image_shape(shape)
     room = memory.SHARE * memory.available(device)
-    each = memory.bytes_per_pixel(prior, shape[1], device, guidance in GRADIENTS)
+    try:
+        each = memory.bytes_per_pixel(prior, shape[1], device, guidance in GRADIENTS)
+    except Exception:  # whatever a network raises that takes one size of images alone: no tile could be of that size
+        return None
     if each * math.prod(shape[-2:]) <= room:
         return None
     # Buffers of the whole image stay; they are a small part of what a pixel takes.
