@@ -368,6 +368,21 @@ def test_changed_input_or_missing_output_is_done_again(source: Memory, out: Memo
     assert out.rows()["0.png"]["input_sha256"] == hashlib.sha256(source.read("0.png")).hexdigest()
 
 
+def test_what_was_restored_stays_when_its_input_is_gone(source: Memory, out: Memory, fed: list[list[str]]) -> None:
+    source.pictures(2)
+    table = source.table("list.parquet", path=["0.png", "1.png"])
+    go(table, out)
+    picture, record = out.read("0.png"), out.read("0.png.json")
+    source.remove("0.png")
+    fed.clear()
+    summary = go(table, out)
+    assert not fed
+    assert summary.failed == {"0.png": "does not exist; its earlier restoration is kept"}
+    assert (summary.restored, summary.finished_before) == (0, 1)
+    assert (out.read("0.png"), out.read("0.png.json")) == (picture, record)
+    assert out.rows()["0.png"]["status"] == "restored"
+
+
 def test_run_cut_off_before_its_manifest_goes_on_from_the_records(
     source: Memory, out: Memory, fed: list[list[str]]
 ) -> None:

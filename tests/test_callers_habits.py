@@ -186,3 +186,32 @@ def test_an_operator_in_use_can_be_copied() -> None:
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_transforms_of_torch_see_operators() -> None:
+    """Kernels compute what torch cannot follow: under its transforms the operators are torch's."""
+    op = operators.GaussianBlur(1.0)
+    x, direction = torch.randn(1, 1, 8, 9), torch.randn(1, 1, 8, 9)
+    expected = op.A(direction)
+    with torch.autograd.forward_ad.dual_level():
+        dual = op.A(torch.autograd.forward_ad.make_dual(x, direction))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, expected)
+    torch.testing.assert_close(torch.func.jvp(op.A, (x,), (direction,))[1], expected)
+    traced = torch.jit.trace(op.A, x)
+    torch.testing.assert_close(traced(direction), expected)
+
+
+def test_a_prior_that_returns_its_input_is_the_same_at_any_number_of_threads(threads: Callable[[int], None]) -> None:
+    shape = (1, 1, 250, 250)
+    op = operators.SuperResolution(2)
+    y = torch.rand(op.measurement_shape(shape), generator=torch.Generator().manual_seed(0))
+
+    def estimate(function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return rmp.reconstruct(y, op, prior_of(function), noise_std=0.05, shape=shape).mean
+
+    threads(1)
+    expected = estimate(lambda x, s: x.clone())
+    for count in (1, 2, 4):
+        threads(count)
+        assert torch.equal(estimate(lambda x, s: x), expected)

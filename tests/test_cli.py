@@ -467,6 +467,57 @@ def test_wrong_code_path_is_refused_and_told_by_info(face: pathlib.Path, out: pa
     assert facts["cpu_path"]["override"] == "mmx"
 
 
+@pytest.mark.parametrize("name", ["face.png", "face_panel.png", "face.json"])
+def test_files_of_the_user_s_are_not_replaced_unless_forced(
+    face: pathlib.Path, out: pathlib.Path, run: Run, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert run(face, "--operator=denoise") == 2
+    assert f"holds {name}, which is no result of an earlier run" in capsys.readouterr().err
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+    assert run(face, "--operator=denoise", "--force") == 0
+    assert run(face, "--operator=denoise", "--evaluations=4") == 0  # results are replaced by those of other settings
+
+
+def test_a_damaged_result_is_done_again(face: pathlib.Path, out: pathlib.Path, run: Run) -> None:
+    assert run(face, "--operator=denoise") == 0
+    whole = (out / "face.png").read_bytes()
+    (out / "face.png").write_bytes(b"")
+    assert run(face, "--operator=denoise") == 0
+    assert (out / "face.png").read_bytes() == whole
+
+
+def test_a_name_that_is_no_text_costs_only_itself(
+    face: pathlib.Path, out: pathlib.Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        pathlib.Path(os.fsdecode(bytes(face.parent) + b"/bad\xff.png")).write_bytes(face.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert run(face.parent, "--operator=denoise") == 1
+    assert "its name is not UTF-8; rename it" in capsys.readouterr().err
+    assert (out / "face.png").is_file()
+
+
+@pytest.mark.parametrize("stdout", [">&-", "> /dev/full", "| true"], ids=["closed", "full", "left"])
+def test_results_are_written_though_nobody_reads(face: pathlib.Path, out: pathlib.Path, stdout: str) -> None:
+    save(face.parent / "second.png", photo())
+    words = [
+        pathlib.Path(sys.executable).with_name("rmp-fast"),
+        "reconstruct",
+        face.parent,
+        "--operator=denoise",
+        *FEW,
+        "--out",
+        out,
+    ]
+    command = shlex.join([*map(str, words), "--batch-size=1"])
+    done = subprocess.run(["bash", "-c", f"{command} {stdout}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert {"face.png", "second.png", "face.json", "second.json"} <= {path.name for path in out.iterdir()}
+
+
 def test_interrupt_says_how_to_go_on(
     run: Run, face: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,6 +185,13 @@ def test_what_must_be_given(
     assert text in capsys.readouterr().err
 
 
+def test_sheets_are_not_compared_the_next_time(photos: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(photos.iterdir())
+    assert main(["compare", f"--images={photos}", f"--out={photos}", *TASK]) == 2
+    assert "`--out` must not be an input folder" in capsys.readouterr().err
+    assert sorted(photos.iterdir()) == before
+
+
 def test_folders_without_images(tmp_path: pathlib.Path, out: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main(["compare", f"--images={tmp_path / 'empty'}", f"--out={out}", *TASK]) == 2

@@ -35,7 +35,7 @@ class Mask : public Measurement {
         mask_(items * shape.size()),
         stride_(items == 1 ? 0 : shape.size()),
         pyramid_(shape.height, shape.width) {
-    if (mask_.bytes()) std::memcpy(mask_.data(), mask, mask_.bytes());
+    for (std::int64_t i = 0; i < mask_.count(); ++i) mask_.data()[i] = mask[i] != 0;
   }
 
   std::int64_t buffer_bytes() const override { return mask_.count() + pyramid_.bytes(); }

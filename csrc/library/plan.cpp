@@ -112,7 +112,9 @@ void Plan::set_table() {
   check_count("inner_steps", options_.inner_steps);
   product("the looks", options_.inner_steps, options_.level_count);
   if (options_.step_size != 0) check_positive("step_size", options_.step_size);
-  check_positive("precision_rate", options_.precision_rate);
+  if (check_positive("precision_rate", options_.precision_rate) > 1) {
+    refuse("precision_rate", "be at most 1", text(options_.precision_rate));
+  }
   if (check_positive("relaxation", options_.relaxation) > 2) {
     refuse("relaxation", "be at most 2, where the chain stops converging", text(options_.relaxation));
   }

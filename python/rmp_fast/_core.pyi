@@ -109,7 +109,15 @@ def separable_blur(
     """
 
 def spectral(
-    c: Tensor, energy: Tensor, data: Tensor, noise_ratio: Tensor, out: Tensor, update: bool, *, path: str | None = None
+    c: Tensor,
+    energy: Tensor,
+    data: Tensor,
+    noise_ratio: Tensor,
+    out: Tensor,
+    update: bool,
+    *,
+    path: str | None = None,
+    cuda_stream: int = 0,
 ) -> None:
     """delta = (data - energy c) / (energy + noise_ratio); out = delta if update else c + delta.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 import types
 import warnings
@@ -67,6 +68,7 @@ class Network(Prior):
         self._compiled: dict[tuple[torch.Size, bool], _Denoise] = {}
         self._asked: tuple[list[tuple[int, ...]], torch.dtype, bool] | None = None
         self._seconds = 0.0
+        self._guard = threading.Lock()
         self.precision = precision
         self.settled = precision == "float32"
 
@@ -146,6 +148,10 @@ class Network(Prior):
         """
         if self.settled:
             return found
+        with self._guard:  # plans may share a network, and the other may have settled it meanwhile
+            return found if self.settled else self._settle(found, again, span, stats)
+
+    def _settle(self, found: Result, again: Callable[[], Result], span: float, stats: Stats) -> Result:
         found = _cloned(found)
         started = time.perf_counter()
         kept = self._denoise, self._compiled

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import cuda_ops, triton_ops
 from ._checks import check_choice, check_shape, shape_text
@@ -65,6 +66,17 @@ def unavailable_reason() -> str:
     return _reason
 
 
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether torch traces, or follows by torch.func or in forward mode, what it would not see in kernels."""
+    if torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))
+
+
 def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
     """The kernels that compute on these tensors, or None for plain torch.
 
@@ -99,7 +111,7 @@ def kernels(backend: str, *tensors: Tensor) -> ModuleType | None:
     )
     if wanted == "cpu":
         suits = suits and device.type == "cpu"
-    if suits and not followed and not torch.compiler.is_compiling():
+    if suits and not followed and not torch.compiler.is_compiling() and not _transformed(tensors):
         return _core if wanted == "cpu" else cuda_ops if wanted == "cuda" else triton_ops
     if backend == "auto":
         return None
@@ -134,7 +146,7 @@ def mask(x: Tensor, mask: Tensor, *, out: Tensor | None = None, backend: str = "
     compiled = kernels(backend, x)
     if compiled is not None:
         out = _empty_like(x) if out is None else out
-        compiled.mask(x.detach().contiguous(), mask.to(torch.uint8).contiguous(), out)
+        compiled.mask(x.detach().contiguous(), mask.bool().to(torch.uint8).contiguous(), out)
         return out
     return _into(out, torch.where(mask.bool(), x, 0))
 
@@ -272,7 +284,7 @@ def spectral(
         out = _empty_like(c) if out is None else out
         flat = [t.detach().contiguous().flatten(1) for t in (c, energy, data)]
         ratio = noise_ratio.to(torch.float32).contiguous()
-        compiled.spectral(*flat, ratio, out.flatten(1), update)
+        compiled.spectral(*flat, ratio, out.view(len(out), -1), update)
         return out
     total = energy + noise_ratio.to(energy).reshape(-1, *[1] * (c.ndim - 1))
     delta = (data - energy * c) / total.clamp(min=torch.finfo(energy.dtype).tiny)

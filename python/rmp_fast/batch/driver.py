@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -163,11 +163,14 @@ def run(options: argparse.Namespace, watcher: Watcher) -> Summary:
         job = _job(options, device, collected, records, files)
         wanted = {image.name: fingerprint(image, job.settings_hash) for image in collected}
         todo = [image for image in collected if not records.is_finished(image.name, wanted[image.name])]
+        # Where an input is gone, what was made of it may be all that there is.
+        kept = {image.name for image in todo if image.version is None and records.is_restored(image.name)}
+        todo = [image for image in todo if image.name not in kept]
         watcher.begin(len(collected), len(collected) - len(todo))
         output.sweep()
         suffix = images.FORMATS[options.format]
         records.forget({image.name: output_name(image.name, suffix) for image in todo})
-        clerk = _Clerk(job, output, records, watcher, {image.name: image for image in todo})
+        clerk = _Clerk(job, output, records, watcher, {image.name: image for image in todo}, kept)
         works = _works(options, _readable(clerk, todo, options.max_pixels))
         if works and options.address is None:
             stack.enter_context(cluster.connect(None, cpus))
@@ -195,8 +198,10 @@ def _check_shared(output: Store, source: str) -> None:
 class _Clerk:
     """Keeps the rows of a run as they come in."""
 
-    def __init__(self, job: Job, output: Store, records: Records, watcher: Watcher, todo: dict[str, Image]) -> None:
-        self.job, self.output, self.records, self.watcher = job, output, records, watcher
+    def __init__(
+        self, job: Job, output: Store, records: Records, watcher: Watcher, todo: dict[str, Image], kept: Set[str]
+    ) -> None:  # fmt: skip
+        self.job, self.output, self.records, self.watcher, self.kept = job, output, records, watcher, kept
         self.open = dict(todo)
         self._todo = len(todo)
         self._written = time.monotonic()
@@ -225,8 +230,9 @@ class _Clerk:
         failed = {row["name"]: row["error"] for row in rows if row["status"] == "failed"}
         scored = [(row["psnr_before"], row["psnr"]) for row in rows if row["psnr"] is not None]
         psnr = (float(np.mean([a for a, _ in scored])), float(np.mean([b for _, b in scored]))) if scored else None
-        before = len(collected) - self._todo
-        restored = len(collected) - len(failed) - before
+        restored = self._todo - len(failed)
+        before = len(collected) - self._todo - len(self.kept)
+        failed |= dict.fromkeys(self.kept, "does not exist; its earlier restoration is kept")
         return Summary(len(collected), restored, before, failed, psnr, self.output.path(MANIFEST))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,6 +68,11 @@ def collect(url: str, seed: int, noise_std: float | None, output: Store) -> list
             "`--noise-std` must be given: the standard deviation of the measurement noise, where black is 0 and white 1"
         )
     found = source.files()
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"`--input` holds a name that is not UTF-8, {os.fsencode(name)!r}; rename it") from None
     images = [
         Image(name, source.fs.unstrip_protocol(source.path(name)), version, seed, noise_std)
         for name, version in sorted(found.items())

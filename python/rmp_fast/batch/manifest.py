@@ -118,11 +118,14 @@ class Records:
 
     def is_finished(self, name: str, wanted: str) -> bool:
         """Whether the image was restored as wanted (by :func:`fingerprint`), and its files are there."""
+        return self.is_restored(name) and self.rows[name]["fingerprint"] == wanted
+
+    def is_restored(self, name: str) -> bool:
+        """Whether the image was restored, in whatever way, and its files are there."""
         row = self.rows.get(name)
         return (
             row is not None
             and row["status"] == "restored"
-            and row["fingerprint"] == wanted
             and row["output"] in self._files
             and sidecar_name(name) in self._files
         )

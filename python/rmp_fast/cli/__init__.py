@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .usage import UsageError
+from .usage import UsageError, silence_stdout
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -15,6 +15,10 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 COMMANDS = (
     "reconstruct", "batch", "serve", "compare", "calibrate", "tune", "bench", "latency", "profile", "roofline", "info",
 )  # fmt: skip
+
+
+#: Those that a second run of the same command continues.
+RESUMING = ("reconstruct", "batch")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"rmp-fast {options.command}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`
+        silence_stdout()
+        return 141
     except KeyboardInterrupt:
-        print("interrupted; what is finished is on disk, and the same command goes on from there", file=sys.stderr)
+        done = "what is finished is on disk, and the same command goes on from there"
+        print(f"interrupted; {done}" if options.command in RESUMING else "interrupted", file=sys.stderr)
         return 130

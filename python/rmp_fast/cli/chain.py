@@ -163,8 +163,11 @@ class Chain:
         chain, evaluations = self._chain, self._options.evaluations
         per_level = chain["inner_steps"] * (2 if chain["noise"] == "antithetic" else 1) * self._options.flips
         if evaluations % per_level:
+            own = all(getattr(self._options, name) is None for name in DEFAULTS)
+            why = f"; no preset of so few holds for {self._task.name} at this noise" if own else ""
             raise UsageError(
                 f"`--evaluations` must be a multiple of {per_level}, what every noise level takes, got {evaluations}"
+                + why
             )
         try:
             schedule = schedules.log(evaluations // per_level, chain["low"], chain["high"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Sequence
 
-from ..images import EXTENSIONS
+from ..images import EXTENSIONS, ImageError
 from .usage import UsageError
 
-__all__ = ["ARRAYS", "PICTURES", "check_outputs", "collect_inputs", "make_output_folder", "output_names",
-           "refuse_results"]  # fmt: skip
+__all__ = ["ARRAYS", "PICTURES", "check_name", "check_outputs", "collect_inputs", "make_output_folder",
+           "output_names", "refuse_input_folder", "refuse_results", "refuse_strangers"]  # fmt: skip
 
 
 # What files are called, and the ends of their names.
@@ -62,12 +63,8 @@ def check_outputs(
         out: the output folder.
         suffix: extension of the restorations.
     """
+    refuse_input_folder(inputs, out)
     target = out.resolve()
-    for path in inputs:
-        if path.is_dir() and path.resolve() == target:
-            raise UsageError(
-                f"`--out` must not be an input folder, got {out} for both; a second run would restore results"
-            )
     owners: dict[pathlib.Path, pathlib.Path] = {}
     sources = {file.resolve() for file in files}
     for file in files:
@@ -81,6 +78,43 @@ def check_outputs(
                 raise UsageError(
                     f"`INPUT` {first} and {file} would both be written to {out / name}; use one --out for each"
                 )
+
+
+def refuse_input_folder(inputs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+    """Refuse an output folder that is an input."""
+    for path in inputs:
+        if path.is_dir() and path.resolve() == out.resolve():
+            raise UsageError(
+                f"`--out` must not be an input folder, got {out} for both; a second run would take results for images"
+            )
+
+
+def refuse_strangers(files: Iterable[pathlib.Path], out: pathlib.Path, suffix: str, force: bool) -> None:
+    """Refuse to replace what no earlier run wrote, which has a sidecar before it has a picture, unless ``force``."""
+    for file in files:
+        names = output_names(file, suffix)
+        there = [name for name in names if (out / name).exists()]
+        if there and not force and not _is_sidecar(out / names[-1]):
+            raise UsageError(
+                f"`--out` {out} holds {', '.join(there)}, which is no result of an earlier run; choose another folder, "
+                "or add --force to replace it"
+            )
+
+
+def _is_sidecar(path: pathlib.Path) -> bool:
+    try:
+        found = json.loads(path.read_text())
+        return isinstance(found, dict) and "settings_hash" in found
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def check_name(file: pathlib.Path) -> None:
+    """ImageError for a name that is no text: records and messages could not say it."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise ImageError(f"{os.fsencode(file)!r}: its name is not UTF-8; rename it") from None
 
 
 def output_names(file: pathlib.Path, suffix: str) -> tuple[str, str, str]:

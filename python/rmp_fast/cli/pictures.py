@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import images, priors
-from .inputs import collect_inputs
+from .inputs import check_name, collect_inputs, refuse_input_folder
 from .prior import open_prior
 from .reconstruct import default_batch
 from .usage import UsageError
@@ -39,6 +39,7 @@ def prior_and_files(options: argparse.Namespace) -> tuple[priors.NetworkPrior, l
     if options.out is None:
         raise UsageError("`--out` must be given: the folder for the results")
     files = collect_inputs(options.images, "--images")
+    refuse_input_folder(options.images, options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     return open_prior(options.prior), files
@@ -57,6 +58,7 @@ def read_pictures(files: Sequence[pathlib.Path], complain: Callable[[str], None]
     pictures, failures = [], 0
     for file in files:
         try:
+            check_name(file)
             pictures.append(Picture(file, images.read(file).pixels))
         except images.ImageError as error:
             complain(f"skipped {error}")

@@ -17,9 +17,18 @@ from tqdm import tqdm
 from .. import _json, images
 from . import record
 from .arrays import ArrayFile, read_array
-from .inputs import ARRAYS, PICTURES, check_outputs, collect_inputs, make_output_folder, output_names
+from .inputs import (
+    ARRAYS,
+    PICTURES,
+    check_name,
+    check_outputs,
+    collect_inputs,
+    make_output_folder,
+    output_names,
+    refuse_strangers,
+)
 from .tasks import TASKS, choice, resolve
-from .usage import UsageError, check_numbers
+from .usage import UsageError, check_numbers, silence_stdout
 
 if TYPE_CHECKING:
     from .chain import Chain, Outcome
@@ -46,12 +55,17 @@ class Reporter:
     def __init__(self, total: int, quiet: bool) -> None:
         self.quiet = quiet
         self.failures = 0
+        self._heard = sys.stdout is not None
         self.bar = tqdm(total=total, unit="image", disable=True if quiet else None, file=sys.stderr)
 
     def result(self, text: str) -> None:
-        if not self.quiet:
-            self.bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        if not self.quiet and self._heard:
+            try:
+                self.bar.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # nobody listens any more; the results are files
+                self._heard = False
+                silence_stdout()
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -81,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None:
         raise UsageError("`--out` must be given: the folder for the results")
     check_outputs(files, options.inputs, options.out, suffix)
+    refuse_strangers(files, options.out, suffix, options.force)
     jobs, unreadable = _probe(files, probe)
     if options.format not in images.DEEP_FORMATS:
         for job in jobs:
@@ -115,6 +130,7 @@ def _probe(
     jobs, errors = [], []
     for file in files:
         try:
+            check_name(file)
             header = probe(file)
             jobs.append(Job(file, record.digest(file.read_bytes()), header.shape, header.depth))
         except images.ImageError as error:
@@ -233,8 +249,8 @@ def _write(
     title: str,
 ) -> None:
     picture, panel, sidecar = (options.out / name for name in output_names(job.file, suffix))
-    # A sidecar of other settings must not vouch for a half-replaced set of files.
-    sidecar.unlink(missing_ok=True)
+    # A sidecar of other settings must not vouch for a half-replaced set of files; this one says whose they are.
+    _json.write(sidecar, entry | {"output": None, "panel": None})
     data = images.write(picture, outcome.restoration, job.depth, options.format, image.icc_profile)
     entry["output"] = {"file": picture.name, "sha256": record.digest(data), "shape": outcome.restoration.shape,
                        "depth": job.depth, "format": options.format}  # fmt: skip

@@ -52,15 +52,15 @@ def weights_digest(prior: str) -> str:
 
 
 def is_finished(sidecar: pathlib.Path, hashed_settings: str, input_digest: str, panel: bool) -> bool:
-    """Whether an earlier run wrote ``sidecar`` with these settings for this input, and its pictures are still there."""
+    """Whether an earlier run wrote ``sidecar`` with these settings for this input; pictures are as it left them."""
     try:
         found = json.loads(sidecar.read_text())
-        pictures = [found["output"]["file"], *([found["panel"]["file"]] if panel else [])]
+        pictures = [found["output"], *([found["panel"]] if panel else [])]
         return (
             found["schema"] == SCHEMA
             and found["settings_hash"] == hashed_settings
             and found["input"]["sha256"] == input_digest
-            and all((sidecar.parent / name).is_file() for name in pictures)
+            and all(digest((sidecar.parent / p["file"]).read_bytes()) == p["sha256"] for p in pictures)
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -1,11 +1,14 @@
-"""Refusals of the command line."""
+"""Refusals of the command line, and its stdout when nobody reads it."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from collections.abc import Sequence
 
-__all__ = ["UsageError", "check_numbers"]
+__all__ = ["UsageError", "check_numbers", "silence_stdout"]
 
 
 class UsageError(ValueError):
@@ -24,3 +27,11 @@ def check_numbers(options: argparse.Namespace, counts: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}")
+
+
+def silence_stdout() -> None:
+    """Let what is still to be printed go nowhere: the reader is gone, and the last flush would end in a traceback."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
