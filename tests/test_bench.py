@@ -357,7 +357,7 @@ def test_mirror_images_count_as_evaluations(prior: Any) -> None:
     assert not left_out
     assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-8", 8, "untuned")
     ((arm,), _) = methods.arms(given, ["rmp-flips-bfloat16"])
-    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-160", 160, "preset")
+    assert (arm.label, arm.evaluations, arm.settings) == ("rmp-flips-bfloat16-80", 80, "preset")
     closed = rmp.priors.from_denoiser(lambda x, s: x, data_variance=1.0)
     _, left_out = methods.arms(dataclasses.replace(given, prior=closed), ["rmp-flips-bfloat16"])
     assert "mirror images are of priors made of a network" in left_out["rmp-flips-bfloat16"]

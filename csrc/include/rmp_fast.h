@@ -143,7 +143,7 @@ typedef struct rmp_fast_options {
   int64_t inner_steps;   /* looks per level; default 2 */
   double step_size;      /* > 0, or 0 for averaging: relaxation * 2 / (2 + j) at inner iteration j; default 0 */
   double relaxation;     /* in (0, 2]; default 1.4 */
-  double precision_rate; /* of a learned covariance; default 0.3 */
+  double precision_rate; /* of a learned covariance, at most 1; default 0.3 */
 
   int32_t threads; /* of the arithmetic; default 0: as many as OpenMP would take */
 } rmp_fast_options;

@@ -145,7 +145,7 @@ class Conditioning:
                 f"the prior {prior.name!r} must return shape {tuple(inputs.shape)} and {inputs.dtype}, "
                 f"got {tuple(denoised.shape)} and {denoised.dtype}"
             )
-        if denoised.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
+        if denoised.untyped_storage()._cdata == inputs.untyped_storage()._cdata:
             denoised = denoised.clone()  # the step writes the next input while it reads this
         if self.gradient is None:
             return denoised, None

@@ -63,8 +63,8 @@ class Plan:
             ``"dps"``, ``"jensen"`` (any operator) or ``"pigdm"`` (linear ones), through the gradient of the denoiser
             with respect to its input; ``"exact"`` for Gaussian and mixture priors. See :mod:`rmp_fast.guidance`.
         guidance_scale: for ``dps`` z of -z grad ||y - A(D)||, for ``jensen`` gamma of gamma J^T A^T (y - A(D)) / sy^2,
-            for ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (r2 + sy^2), and 1, and
-            a step held to a length that cannot diverge.
+            for ``pigdm`` a factor. Default: sqrt(M / (r2 + sy^2)) with M numbers in y, sy^2 / (g r2 + sy^2) with g =
+            max(1, ||A||^2), and 1, and a step held to a length that cannot diverge.
         noise: ``"control"`` (noise only inside the network), ``"drawn"`` (the paper), ``"antithetic"`` (pairs, two
             evaluations), ``"none"``.
         inner_steps: T_in, looks per level.

@@ -124,13 +124,13 @@ def conditional_mean(
         \text{gaussian}: \quad & s^2 l = r_2 A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r \\
         \text{pigdm}: \quad & l = \text{scale}\, J^T A^T (r_2 A A^T + \sigma_y^2 I)^{-1} r, \quad \text{scale} = 1 \\
         \text{jensen}: \quad & l = \text{scale}\, J^T A^T r / \sigma_y^2, \quad
-            \text{scale} = \sigma_y^2 / (r_2 + \sigma_y^2) \\
+            \text{scale} = \sigma_y^2 / (g r_2 + \sigma_y^2) \\
         \text{dps}: \quad & l = -\text{scale}\, \nabla_x \lVert r \rVert, \quad
             \text{scale} = \sqrt{M / (r_2 + \sigma_y^2)}
 
-    with those scales where none is given, and then s^2 l no longer than what ``gaussian`` would add at J = r_2/s^2 I
-    and A A^T = I: the true J may be far larger for some directions than r_2 allows for. ``gauss_newton`` is
-    ``gaussian`` with the Jacobian of A at D in place of A.
+    with those scales where none is given, g = max(1, ||A||^2), and then s^2 l no longer than what ``gaussian`` would
+    add at J = r_2/s^2 I and A A^T = g I: the true J may be far larger for some directions than r_2 allows for.
+    ``gauss_newton`` is ``gaussian`` with the Jacobian of A at D in place of A.
     """
     if r2 is None:
         r2 = s * s * prior.data_variance / (s * s + prior.data_variance)
@@ -190,7 +190,7 @@ def _gauss_newton_step(d: Tensor, y: Tensor, op: _Operator, r2: float, variance:
     steps = []
     for item in range(d.shape[0]):
         slope = slopes[item, :, item].flatten(1)  # (M, N)
-        gram = r2 * slope @ slope.T + variance[item] * torch.eye(slope.shape[0], dtype=d.dtype)
+        gram = r2 * slope @ slope.T + variance[item] * torch.eye(slope.shape[0], dtype=d.dtype, device=d.device)
         r = (y - op.A(d))[item].flatten()
         steps.append(r2 * slope.T @ torch.linalg.solve(gram, r))
     return torch.stack(steps).reshape(d.shape)
@@ -246,7 +246,7 @@ def reverse_mean_propagation(
     def d_y(x: Tensor, level: float) -> Tensor:
         if conditioned is None:
             return conditional_mean(x, level, y, op, prior, noise_std, guidance, guidance_scale)
-        denoised: Tensor = conditioned.denoise(x, torch.full((batch,), level, dtype=torch.float64))
+        denoised: Tensor = conditioned.denoise(x, torch.full((batch,), level, dtype=torch.float64, device=x.device))
         return denoised
 
     m = torch.zeros(image_shape, dtype=torch.float64, device=y.device) if start is None else start.double()

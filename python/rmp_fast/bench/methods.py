@@ -50,7 +50,7 @@ METHODS = {
     "rmp": "RMP, tuned preset",
     "rmp-compiled": "RMP, tuned preset, network compiled",
     "rmp-bfloat16": "RMP, tuned preset, network compiled and in bfloat16",
-    "rmp-flips-bfloat16": "RMP, tuned preset, mean of eight mirror images, network compiled and in bfloat16",
+    "rmp-flips-bfloat16": "RMP, tuned preset, mean of four mirror images, network compiled and in bfloat16",
     "rmp-graph": "RMP, tuned preset, captured as a CUDA graph",
     "rmp-untuned": "RMP, untuned levels",
     "rmp-untuned-compiled": "RMP, untuned levels, network compiled",
@@ -84,7 +84,7 @@ RELAXATION = 1.4  # of the untuned chain
 #: Methods with a row for every budget that a preset was tuned for.
 EVERY_PRESET = ("rmp", "rmp-bfloat16", "rmp-graph")
 #: Mirror images of every look of a method that takes the mean of them.
-FLIPS = {"rmp-flips-bfloat16": 8}
+FLIPS = {"rmp-flips-bfloat16": 4}
 #: Budgets of the others: evaluations of one sample.
 BUDGETS = {
     "ddrm": (20, 100),
