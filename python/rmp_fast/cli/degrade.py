@@ -203,8 +203,10 @@ def baseline(
         mask: bool (1 or C, H, W), True = known; None: everything is.
     """
     if isinstance(op, operators.SuperResolution):
-        enlarged = resize(y, (y.shape[0], *shape[1:]), order=3, mode="edge", anti_aliasing=False)
-        return "bicubic enlargement", enlarged
+        # Blocks begin at the corner and may reach beyond the image; a filter's samples span it.
+        whole = [op.factor * n for n in y.shape[1:]] if op.filter == "average" else shape[1:]
+        enlarged = resize(y, (y.shape[0], *whole), order=3, mode="edge", anti_aliasing=False)
+        return "bicubic enlargement", enlarged[:, : shape[1], : shape[2]]
     if isinstance(op, operators.MRI):
         image = op.adjoint(torch.from_numpy(y[None]), (1, *shape))[0]
         coils = 1 if op.maps is None else op.maps.abs().square().sum(-3).clamp(min=1e-6)

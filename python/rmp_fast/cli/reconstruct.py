@@ -229,8 +229,8 @@ def _restore(
         }  # fmt: skip
         try:
             _write(job, batch[index][1], outcome, entry, options, suffix, chain.title)
-        except OSError as cause:
-            reporter.failure(f"{job.file}: its results cannot be written: {cause.strerror or cause}")
+        except (OSError, ValueError) as cause:  # the latter of a format that has no room for such an image
+            reporter.failure(f"{job.file}: its results cannot be written: {getattr(cause, 'strerror', None) or cause}")
             continue
         reporter.bar.update()
         reporter.result(f"{job.file.name}: {_summary(outcome)}")
