@@ -286,3 +286,10 @@ def test_the_average_of_samples_approaches_the_posterior_mean() -> None:
     assert (variance / spread - 1).abs().max() < 5 * math.sqrt(2 / count) + 0.3
     # one item alone is the average of few
     assert ((estimate.mean - exact).abs() <= 5 * (spread / samples).sqrt() + 0.01).all()
+
+
+def test_reddiff_starts_at_the_pseudo_inverse() -> None:
+    op, y = operators.SuperResolution(2), torch.rand(1, 1, 3, 3, dtype=DOUBLE)
+    found = baselines.reconstruct("reddiff", y, op, ISOTROPIC, 0.1, evaluations=1, learning_rate=1e-12)
+    # A A^T = I / 4, and 0.1^2 for the noise
+    torch.testing.assert_close(found.mean, op.adjoint(y / (1 / 4 + 0.01), (1, 1, 6, 6)), rtol=0, atol=1e-9)

@@ -7,6 +7,7 @@ import torch
 
 import rmp_fast as rmp
 from rmp_fast import reference
+from rmp_fast.spread import posterior_variance
 
 DOUBLE = torch.float64
 
@@ -265,3 +266,27 @@ def test_spread_of_images_tells_seen_pixels_from_unseen() -> None:
     alone = rmp.Plan(op, prior, (1, 1, 24, 24), 0.1, spread_looks=8, data_range=(0, 255))
     one = alone.execute(op.A(torch.full((1, 1, 24, 24), 100.0)), torch.tensor([1]))
     torch.testing.assert_close(one.variance[0], estimate.variance[1], rtol=1e-5, atol=0)
+
+
+def test_branches_of_neighbours_share_no_seed() -> None:
+    seeds = torch.arange(50)
+    assert len(torch.cat([reference.branch_seeds(seeds, k) for k in range(8)]).unique()) == 8 * 50
+
+
+def test_step_sizes_average() -> None:
+    assert list(reference.step_sizes("averaging", 1.4, 3)) == pytest.approx([1.4, 2.8 / 3, 0.7])
+
+
+def test_no_pixel_is_known_better_than_a_hundredth_of_the_mean_variance() -> None:
+    seen = torch.tensor([True, True, True, False])
+    found = posterior_variance(
+        lambda x: x / 2, lambda d, r2: torch.where(seen, 0, d), torch.zeros(2, 4), torch.arange(2), 0.8, 8
+    )
+    assert (found[:, 3] > 0).all()
+    torch.testing.assert_close(found[:, :3], (0.01 * found[:, 3:] / 4).expand(2, 3))
+
+
+def test_the_spread_of_means_counts_in_the_variance_of_a_mixture() -> None:
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    mixture = rmp.priors.GaussianMixture(torch.ones(2), means, torch.full((2,), 0.5))
+    assert mixture.data_variance == pytest.approx(0.5 + 1 / 2)  # of two numbers, one varies by 1 between the means

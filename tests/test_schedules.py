@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rmp_fast import schedules
+from rmp_fast import presets, schedules
 
 
 def test_log_has_equal_ratios_between_its_ends() -> None:
@@ -93,3 +93,13 @@ def test_annealed_looks_see_the_whole_noise_of_their_level() -> None:
 def test_looks_refuse(column: str, values: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         schedules.Looks(**{**COLUMNS, column: values})
+
+
+def test_vp_is_interpolated_in_log_s() -> None:
+    whole = schedules.vp(999).levels
+    torch.testing.assert_close(schedules.vp(2).levels[1], (whole[499] * whole[500]).sqrt(), rtol=1e-12, atol=0)
+
+
+def test_the_published_grid_is_that_of_ve() -> None:
+    levels = presets.paper_ve()["schedule"].levels
+    assert (levels[0].item(), levels[-1].item(), len(levels)) == (pytest.approx(0.01), pytest.approx(50.0), 31)
