@@ -284,7 +284,7 @@ def spectral(
         out = _empty_like(c) if out is None else out
         flat = [t.detach().contiguous().flatten(1) for t in (c, energy, data)]
         ratio = noise_ratio.to(torch.float32).contiguous()
-        compiled.spectral(*flat, ratio, out.view(len(out), -1), update)
+        compiled.spectral(*flat, ratio, out.view(flat[0].shape), update)
         return out
     total = energy + noise_ratio.to(energy).reshape(-1, *[1] * (c.ndim - 1))
     delta = (data - energy * c) / total.clamp(min=torch.finfo(energy.dtype).tiny)
